@@ -1,0 +1,203 @@
+package api_test
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"image"
+	"image/jpeg"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"coverslip"
+	"coverslip/api"
+)
+
+// memory keeps slides for as long as the test runs and behaves as the real parts do: ids are
+// hashes, prefixes may be ambiguous, an upload is kept whole or not at all.
+type memory struct {
+	mu         sync.Mutex
+	slides     map[coverslip.SlideID]coverslip.Slide
+	bags       map[coverslip.SlideID]coverslip.Bag
+	embeddings map[coverslip.SlideID]coverslip.Embedding
+	fail       error      // what every call ends in
+	crash      any        // what every call panics with
+	mpp        float64    // what the last upload said
+	drawn      int        // thumbnails
+	ended      chan error // how each body ended, where somebody listens
+}
+
+func newMemory() *memory {
+	return &memory{slides: map[coverslip.SlideID]coverslip.Slide{}, bags: map[coverslip.SlideID]coverslip.Bag{}, embeddings: map[coverslip.SlideID]coverslip.Embedding{}}
+}
+
+var epoch = time.Date(2026, 5, 4, 9, 30, 0, 123456000, time.UTC)
+
+// add registers a slide by id; later ones are registered later.
+func (m *memory) add(id string, state coverslip.State, vector ...float32) coverslip.Slide {
+	at := epoch.Add(time.Duration(len(m.slides)) * time.Second)
+	s := coverslip.Slide{ID: coverslip.SlideID(id), Name: id[:6] + ".svs", Location: "/secret/place", Bytes: 10, Format: "aperio", Width: 640, Height: 480,
+		Levels: []coverslip.Level{{Width: 640, Height: 480, Downsample: 1}}, MPP: coverslip.MPP{Value: 0.5, Source: coverslip.MPPAperio},
+		State: state, Registered: at, Changed: at}
+	m.slides[s.ID] = s
+	if state == coverslip.Embedded {
+		m.bags[s.ID] = coverslip.Bag{Key: strings.Repeat("0", 64), Slide: s.ID, Encoder: "test", Tiles: 3, Dim: len(vector),
+			Timings: []coverslip.StageTime{{Stage: "encode", Seconds: 1.5}}, Created: at}
+		m.embeddings[s.ID] = coverslip.Embedding{Slide: s.ID, Bag: strings.Repeat("0", 64), Encoder: "test", Aggregator: "mean", Vector: vector, Created: at}
+	}
+	return s
+}
+
+func (m *memory) enter() (func(), error) {
+	m.mu.Lock()
+	if m.crash != nil {
+		defer m.mu.Unlock()
+		panic(m.crash)
+	}
+	return m.mu.Unlock, m.fail
+}
+
+func (m *memory) Slide(_ context.Context, prefix string) (coverslip.Slide, error) {
+	leave, err := m.enter()
+	defer leave()
+	if err != nil {
+		return coverslip.Slide{}, err
+	}
+	var found []coverslip.Slide
+	for id, s := range m.slides {
+		if strings.HasPrefix(string(id), prefix) {
+			found = append(found, s)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return coverslip.Slide{}, missing(prefix)
+	case 1:
+		return found[0], nil
+	}
+	return coverslip.Slide{}, &coverslip.Error{Kind: coverslip.Conflict, Op: "find slide", Path: prefix, Err: errors.New("several slides begin so"), Hint: "give more digits"}
+}
+
+func missing(what string) error {
+	return &coverslip.Error{Kind: coverslip.NotFound, Op: "find", Path: what, Err: errors.New("there is none"), Hint: "list what is there"}
+}
+
+func (m *memory) Slides(_ context.Context, q api.Query) ([]coverslip.Slide, error) {
+	leave, err := m.enter()
+	defer leave()
+	if err != nil {
+		return nil, err
+	}
+	order := func(at time.Time, id coverslip.SlideID, bt time.Time, bid coverslip.SlideID) int {
+		return cmp.Or(at.Compare(bt), cmp.Compare(id, bid))
+	}
+	var page []coverslip.Slide
+	for _, s := range m.slides {
+		if (q.State == "" || s.State == q.State) && (q.After.ID == "" || order(s.Registered, s.ID, q.After.Registered, q.After.ID) > 0) {
+			page = append(page, s)
+		}
+	}
+	slices.SortFunc(page, func(a, b coverslip.Slide) int { return order(a.Registered, a.ID, b.Registered, b.ID) })
+	return page[:min(len(page), q.Limit)], nil
+}
+
+func (m *memory) Bag(_ context.Context, id coverslip.SlideID) (coverslip.Bag, error) {
+	leave, err := m.enter()
+	defer leave()
+	if err != nil {
+		return coverslip.Bag{}, err
+	}
+	b, ok := m.bags[id]
+	if !ok {
+		return b, missing("bag")
+	}
+	return b, nil
+}
+
+func (m *memory) Embedding(_ context.Context, id coverslip.SlideID) (coverslip.Embedding, error) {
+	leave, err := m.enter()
+	defer leave()
+	if err != nil {
+		return coverslip.Embedding{}, err
+	}
+	e, ok := m.embeddings[id]
+	if !ok {
+		return e, missing("embedding")
+	}
+	return e, nil
+}
+
+func (m *memory) Similar(_ context.Context, id coverslip.SlideID, k int) ([]coverslip.Neighbour, error) {
+	leave, err := m.enter()
+	defer leave()
+	if err != nil {
+		return nil, err
+	}
+	query, ok := m.embeddings[id]
+	if !ok {
+		return nil, missing("embedding")
+	}
+	var near []coverslip.Neighbour
+	for other, e := range m.embeddings {
+		if other == id {
+			continue
+		}
+		var dot float64
+		for i, v := range e.Vector {
+			dot += float64(v) * float64(query.Vector[i])
+		}
+		near = append(near, coverslip.Neighbour{Slide: other, Name: m.slides[other].Name, Similarity: dot})
+	}
+	slices.SortFunc(near, func(a, b coverslip.Neighbour) int { return cmp.Compare(b.Similarity, a.Similarity) })
+	return near[:min(len(near), k)], nil
+}
+
+// Upload hashes the body and keeps the hash. It wraps a failed read as a store would.
+func (m *memory) Upload(_ context.Context, name string, mppOfSlide float64, body io.Reader) (coverslip.Slide, bool, error) {
+	h := sha256.New()
+	n, err := io.Copy(h, body)
+	if m.ended != nil {
+		m.ended <- err
+	}
+	if err != nil {
+		return coverslip.Slide{}, false, &coverslip.Error{Kind: coverslip.Internal, Op: "write blob", Err: fmt.Errorf("copy: %w", err)}
+	}
+	leave, err := m.enter()
+	defer leave()
+	if err != nil {
+		return coverslip.Slide{}, false, err
+	}
+	m.mpp = mppOfSlide
+	id := coverslip.SlideID(hex.EncodeToString(h.Sum(nil)))
+	if known, ok := m.slides[id]; ok {
+		return known, false, nil
+	}
+	s := coverslip.Slide{ID: id, Name: name, Bytes: n, State: coverslip.Queued, Registered: epoch, Changed: epoch}
+	m.slides[id] = s
+	return s, true, nil
+}
+
+func (m *memory) Thumbnail(_ context.Context, _ coverslip.SlideID, maxEdge int) ([]byte, error) {
+	leave, err := m.enter()
+	defer leave()
+	if err != nil {
+		return nil, err
+	}
+	m.drawn++
+	var out bytes.Buffer
+	err = jpeg.Encode(&out, image.NewGray(image.Rect(0, 0, maxEdge, maxEdge*3/4)), nil)
+	return out.Bytes(), err
+}
+
+func (m *memory) Ready(context.Context) []api.Check {
+	leave, err := m.enter()
+	defer leave()
+	return []api.Check{{Name: "memory", Err: err}, {Name: "clock"}}
+}

@@ -1,0 +1,151 @@
+// Command coverslip turns whole-slide images into slide embeddings and answers questions with them.
+//
+// This package parses, connects, calls and prints. What the verbs do lives in the packages it joins;
+// each verb has a file of its own here.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+	"golang.org/x/term"
+
+	"coverslip"
+)
+
+// Exit codes, a contract with scripts.
+const (
+	exitDone        = 0
+	exitFailed      = 1 // something was refused or failed; the last lines say what
+	exitUsage       = 2
+	exitEnvironment = 3 // something is missing on this machine; `coverslip doctor` says what
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+type cli struct {
+	JSON    bool             `help:"Print JSON, one object a line, for programs to read."`
+	Verbose bool             `short:"v" help:"Log what happens inside, to standard error."`
+	Version kong.VersionFlag `help:"Print the version and leave."`
+
+	Up      upCmd      `cmd:"" group:"Serve" help:"Run everything in one process: Postgres, store, workers, API."`
+	Serve   serveCmd   `cmd:"" group:"Serve" help:"Run the API alone, for a fleet (DATABASE_URL, BLOB_URL)."`
+	Work    workCmd    `cmd:"" group:"Serve" help:"Run workers alone, for a fleet (DATABASE_URL, BLOB_URL)."`
+	Migrate migrateCmd `cmd:"" group:"Serve" help:"Bring the database to the schema of this version."`
+
+	Tiles  tilesCmd  `cmd:"" group:"Slides" help:"Find tissue and cut a slide into tiles. Needs no database."`
+	Ingest ingestCmd `cmd:"" group:"Slides" help:"Register slides where they lie, encode and embed them."`
+	Slides slidesCmd `cmd:"" group:"Slides" help:"List slides, or show one."`
+	Jobs   jobsCmd   `cmd:"" group:"Slides" help:"List, retry or cancel the work in the queue."`
+
+	Search searchCmd `cmd:"" group:"Embeddings" help:"Find the slides most similar to one."`
+	Export exportCmd `cmd:"" group:"Embeddings" help:"Write embeddings to a file for numpy or a spreadsheet."`
+
+	Bench  benchCmd  `cmd:"" group:"This machine" help:"Measure Coverslip on this machine beside its peers."`
+	Doctor doctorCmd `cmd:"" group:"This machine" help:"Check libraries, database and store; say what is missing and how to get it."`
+}
+
+// env is what every verb gets: where to print, and how.
+type env struct {
+	context.Context
+	out, err io.Writer
+	json     bool
+	log      *slog.Logger
+	terminal bool // somebody watches err
+}
+
+// run is the whole program but for the process: tests call it.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	var c cli
+	code := -1
+	parser, err := kong.New(&c,
+		kong.Name("coverslip"),
+		kong.Description("Coverslip turns whole-slide images into slide embeddings, and embeddings into answers.\n\nTry:  coverslip ingest section.svs --wait\n      coverslip search --file other.svs"),
+		kong.Vars{"version": coverslip.Version},
+		kong.UsageOnError(),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, FlagsLast: true, WrapUpperBound: 100}),
+		kong.Writers(stdout, stderr),
+		kong.Exit(func(c int) { code = c; panic(exited{}) }),
+	)
+	if err != nil {
+		fmt.Fprintln(stderr, "coverslip:", err)
+		return exitUsage
+	}
+	parsed, err := parse(parser, args)
+	if code >= 0 {
+		return code
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "coverslip: %v\n", err)
+		if len(args) > 0 {
+			fmt.Fprintln(stderr, "coverslip --help lists the verbs, coverslip VERB --help explains one with an example")
+		} else {
+			fmt.Fprintln(stderr, "start with: coverslip --help")
+		}
+		return exitUsage
+	}
+	e := &env{Context: ctx, out: stdout, err: stderr, json: c.JSON, terminal: isTerminal(stderr)}
+	level := slog.LevelWarn
+	if c.Verbose {
+		level = slog.LevelDebug
+	}
+	e.log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	err = parsed.Run(e)
+	var several *someFailed
+	switch {
+	case err == nil:
+		return exitDone
+	case errors.As(err, &several):
+		return exitFailed // each was named already
+	}
+	fmt.Fprintf(stderr, "%s: %v\n", parsed.Selected().FullPath(), err)
+	var wrong *usageError
+	switch {
+	case errors.As(err, &wrong):
+		return exitUsage
+	case coverslip.KindOf(err) == coverslip.Environment:
+		return exitEnvironment
+	}
+	return exitFailed
+}
+
+// exited carries kong's wish to leave the process (after --help) up to run.
+type exited struct{}
+
+func parse(p *kong.Kong, args []string) (k *kong.Context, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			if _, ok := r.(exited); !ok {
+				panic(r)
+			}
+		}
+	}()
+	return p.Parse(args)
+}
+
+// usageError is a mistake in the command line that kong could not see.
+type usageError struct{ text string }
+
+func (e *usageError) Error() string { return e.text }
+
+// someFailed says that the work is done, except for slides that were named as they failed.
+type someFailed struct{ n int }
+
+func (e *someFailed) Error() string { return fmt.Sprintf("%d failed", e.n) }
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}

@@ -1,0 +1,226 @@
+package main
+
+import (
+	"context"
+	"io"
+	"net"
+	"runtime"
+
+	"coverslip"
+	"coverslip/api"
+	"coverslip/internal/ingest"
+	"coverslip/storage"
+	"coverslip/storage/vector"
+	"coverslip/tiler"
+	"coverslip/tiler/vips"
+)
+
+type upCmd struct {
+	Addr string `default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Where the API listens (${default}); port 0 takes a free one."`
+	dataFlags
+}
+
+// Help is shown by coverslip up --help.
+func (upCmd) Help() string {
+	return `Example:
+  coverslip up --data ./coverslip-data
+  curl -X POST --data-binary @section.svs -H 'Content-Type: application/octet-stream' \
+       'http://127.0.0.1:8080/v1/slides?name=section.svs'
+
+Everything lies in one folder. Ctrl-C stops it cleanly; after a crash it goes on where it was.`
+}
+
+// Run runs API and workers until it is told to stop.
+func (c *upCmd) Run(e *env) error { return serve(e, &c.dataFlags, c.Addr, true) }
+
+type serveCmd struct {
+	Addr string `default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Where the API listens (${default})."`
+	dataFlags
+}
+
+// Help is shown by coverslip serve --help.
+func (serveCmd) Help() string {
+	return `Example:
+  DATABASE_URL=postgres://coverslip@db/coverslip BLOB_URL='s3://slides?endpoint=http://s3:7070' \
+      coverslip serve --addr 0.0.0.0:8080`
+}
+
+// Run runs the API until it is told to stop.
+func (c *serveCmd) Run(e *env) error { return serve(e, &c.dataFlags, c.Addr, false) }
+
+func serve(e *env, data *dataFlags, addr string, workers bool) error {
+	return data.with(e, func(p *platform, in *ingest.Ingest) error { return p.serve(e, in, addr, workers) })
+}
+
+func (p *platform) serve(e *env, in *ingest.Ingest, addr string, workers bool) error {
+	if workers {
+		stop, err := p.work(e, in)
+		if err != nil {
+			return err
+		}
+		defer stop()
+	}
+	index := vector.New(in.Dim())
+	following, stopFollowing := context.WithCancel(e.Context)
+	followed := make(chan struct{})
+	go func() {
+		defer close(followed)
+		if err := follow(following, p.DB, in, index); following.Err() == nil {
+			e.log.Error("search no longer sees new embeddings; start again", "err", err)
+		}
+	}()
+	defer func() {
+		stopFollowing()
+		<-followed
+	}()
+
+	handler, err := api.New(api.Config{
+		Slides: slidesOf{in}, Searcher: searcher{in, index}, Uploader: uploader{in}, Thumbnailer: thumbnailer{in, make(chan struct{}, runtime.GOMAXPROCS(0))},
+		Ready: p.ready, Log: e.log, Collectors: collectors(p.DB),
+	})
+	if err != nil {
+		return err
+	}
+	return api.Serve(e, addr, handler, func(a net.Addr) {
+		url := "http://" + a.String()
+		if e.json {
+			_ = e.emit(map[string]string{"url": url, "data": p.dir, "version": coverslip.Version})
+			return
+		}
+		e.printf("Coverslip %s answers at %s", coverslip.Version, url)
+		if p.owner() {
+			e.printf(", everything lies in %s", p.dir)
+		}
+		e.printf("\n")
+	})
+}
+
+// ready says which parts answer.
+func (p *platform) ready(ctx context.Context) []api.Check {
+	checks := []api.Check{{Name: "database", Err: p.DB.CheckSchema(ctx)}}
+	_, err := p.Blobs.Stat(ctx, "readyz")
+	if coverslip.KindOf(err) == coverslip.NotFound {
+		err = nil
+	}
+	return append(checks, api.Check{Name: "blob store", Err: err})
+}
+
+type workCmd struct{ dataFlags }
+
+// Help is shown by coverslip work --help.
+func (workCmd) Help() string {
+	return `Example, on each machine of a fleet:
+  DATABASE_URL=postgres://coverslip@db/coverslip BLOB_URL='s3://slides?endpoint=http://s3:7070' coverslip work`
+}
+
+// Run runs workers until it is told to stop.
+func (c *workCmd) Run(e *env) error {
+	return c.with(e, func(p *platform, in *ingest.Ingest) error {
+		stop, err := p.work(e, in)
+		if err != nil {
+			return err
+		}
+		defer stop()
+		e.say("working; stop with Ctrl-C\n")
+		<-e.Done()
+		return nil
+	})
+}
+
+type migrateCmd struct{ dataFlags }
+
+// Help is shown by coverslip migrate --help.
+func (migrateCmd) Help() string {
+	return "Example, once before a new version starts on a fleet:\n  DATABASE_URL=postgres://coverslip@db/coverslip coverslip migrate"
+}
+
+// Run brings the database to this version's schema.
+func (c *migrateCmd) Run(e *env) error {
+	if c.DatabaseURL == "" { // a private database is migrated by whoever starts it
+		p, err := c.connect(e)
+		if err != nil {
+			return err
+		}
+		p.Close()
+	} else {
+		db, err := storage.Open(e, c.DatabaseURL)
+		if err != nil {
+			return err
+		}
+		defer db.Close()
+		if err := db.Migrate(e); err != nil {
+			return err
+		}
+	}
+	if e.json {
+		return e.emit(map[string]string{"schema": "current"})
+	}
+	e.printf("the database has the schema of Coverslip %s\n", coverslip.Version)
+	return nil
+}
+
+// The API's doors, filled from the store.
+
+type slidesOf struct{ in *ingest.Ingest }
+
+func (s slidesOf) Slide(ctx context.Context, prefix string) (coverslip.Slide, error) {
+	return s.in.DB.SlideByPrefix(ctx, prefix)
+}
+
+func (s slidesOf) Slides(ctx context.Context, q api.Query) ([]coverslip.Slide, error) {
+	return s.in.DB.Slides(ctx, storage.SlideFilter{State: q.State, Limit: q.Limit, After: storage.Cursor(q.After)})
+}
+
+func (s slidesOf) Bag(ctx context.Context, id coverslip.SlideID) (coverslip.Bag, error) {
+	slide, err := s.in.DB.Slide(ctx, id)
+	if err != nil {
+		return coverslip.Bag{}, err
+	}
+	return s.in.Bag(ctx, slide)
+}
+
+func (s slidesOf) Embedding(ctx context.Context, id coverslip.SlideID) (coverslip.Embedding, error) {
+	return s.in.Embedding(ctx, id)
+}
+
+type uploader struct{ in *ingest.Ingest }
+
+func (u uploader) Upload(ctx context.Context, name string, mppOfSlide float64, body io.Reader) (coverslip.Slide, bool, error) {
+	out, err := u.in.Upload(ctx, name, mppOfSlide, body)
+	return out.Slide, out.Created, err
+}
+
+// thumbnailer draws a few pictures at a time: each holds some hundred megabytes of a large slide for a
+// moment, and requests come in crowds.
+type thumbnailer struct {
+	in    *ingest.Ingest
+	slots chan struct{}
+}
+
+func (t thumbnailer) Thumbnail(ctx context.Context, id coverslip.SlideID, maxEdge int) ([]byte, error) {
+	select {
+	case t.slots <- struct{}{}:
+		defer func() { <-t.slots }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	slide, err := t.in.DB.Slide(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	files, release, err := t.in.Local(ctx, slide)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	opened, err := tiler.OpenFiles(ctx, slide.Name, files)
+	if err != nil {
+		return nil, err
+	}
+	defer opened.Close()
+	picture, err := opened.Thumbnail(ctx, maxEdge)
+	if err != nil {
+		return nil, err
+	}
+	return vips.Encode(picture.RGB, picture.Width, picture.Height, ".jpg[Q=85]")
+}

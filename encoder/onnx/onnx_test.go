@@ -1,0 +1,324 @@
+package onnx_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"image"
+	_ "image/png" // golden tiles
+	"math"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"coverslip"
+	"coverslip/encoder"
+	"coverslip/encoder/onnx"
+	"coverslip/encoder/onnx/onnxtest"
+)
+
+// The shipped encoder against PyTorch on six made and two real tiles; encoder/weights/export.py
+// writes both sides.
+func TestDefaultEqualsPyTorch(t *testing.T) {
+	s := openDefault(t)
+	raw, err := os.ReadFile("testdata/golden.f32")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pixels := goldenTiles(t)
+	n := len(raw) / 4 / s.Model().Dim
+	got := encode(t, s, pixels, n)
+	worst, largest := 0.0, 0.0
+	for i, v := range got {
+		want := float64(math.Float32frombits(binary.LittleEndian.Uint32(raw[4*i:])))
+		worst = max(worst, math.Abs(float64(v)-want))
+		largest = max(largest, want)
+	}
+	t.Logf("largest difference %.2g, largest feature %.2g", worst, largest)
+	if worst > 1e-4 {
+		t.Errorf("features differ from PyTorch's by up to %g", worst)
+	}
+	if largest < 1 {
+		t.Errorf("no golden feature reaches 1: nothing was compared")
+	}
+}
+
+func TestBatchSizeDoesNotChangeFeatures(t *testing.T) {
+	s := openDefault(t)
+	pixels := goldenTiles(t)
+	tile := len(pixels) / 8
+	whole := encode(t, s, pixels, 8)
+	for _, size := range []int{1, 3} { // 3 leaves a tail of 2
+		var parts []float32
+		for first := 0; first < 8; first += size {
+			n := min(size, 8-first)
+			parts = append(parts, encode(t, s, pixels[first*tile:(first+n)*tile], n)...)
+		}
+		if !slices.Equal(whole, parts) {
+			t.Errorf("batches of %d give other bits than one of 8", size)
+		}
+	}
+}
+
+func TestWorkersDoNotChangeFeatures(t *testing.T) {
+	s := openDefault(t)
+	src := tiles{pixels: goldenTiles(t), size: s.Model().TileSize}
+	want := run(t, s, src, 21, 1)
+	if got := run(t, s, src, 21, 4); !slices.Equal(got, want) {
+		t.Error("4 workers give other bits than 1")
+	}
+	if one := encode(t, s, src.pixels, 8); !slices.Equal(one, want[:len(one)]) {
+		t.Error("the pipeline gives other bits than the session alone")
+	}
+}
+
+func TestChangedFileRefusedBeforeLoading(t *testing.T) {
+	spec, file := encoder.Default()
+	// No library is needed to say so: its place is a file that is none.
+	t.Setenv(onnx.LibraryVariable, "/dev/null")
+	for name, file := range map[string][]byte{"cut": file[:len(file)/2], "longer": append(slices.Clone(file), 0), "empty": nil} {
+		_, err := onnx.Open(file, spec)
+		refused(t, name, err, coverslip.Invalid, "SHA-256")
+	}
+}
+
+func TestBrokenModelRefused(t *testing.T) {
+	onnxtest.Need(t)
+	m := colour(16)
+	for name, c := range map[string]struct {
+		file   []byte
+		change func(*coverslip.Model)
+		says   string
+	}{
+		"cut":        {file: m.File()[:len(m.File())-20]},
+		"text":       {file: []byte("<html>404 not found</html>"), says: "export it again"},
+		"empty":      {file: []byte{}},
+		"other size": {file: m.File(), change: func(s *coverslip.Model) { s.TileSize = 32 }, says: "has input pixels uint8 [N 16 16 3]"},
+		"other dim":  {file: m.File(), change: func(s *coverslip.Model) { s.Dim = 5 }, says: "asks for input pixels uint8 [N 16 16 3], output features float32 [N 5]"},
+	} {
+		spec := m.Spec()
+		sum := sha256.Sum256(c.file)
+		spec.SHA256 = hex.EncodeToString(sum[:])
+		if c.change != nil {
+			c.change(&spec)
+		}
+		_, err := onnx.Open(c.file, spec)
+		refused(t, name, err, coverslip.Invalid, c.says)
+	}
+}
+
+func TestTinyModelGivesMeanColour(t *testing.T) {
+	s := openColour(t, colour(16))
+	pixels := make([]uint8, 2*16*16*3)
+	for i := range pixels {
+		pixels[i] = [3]uint8{10, 20, 40}[i%3]
+	}
+	got := encode(t, s, pixels, 2)
+	if want := []float32{10, 20, 40, 70, 10, 20, 40, 70}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+func TestNotFiniteNamesRow(t *testing.T) {
+	inf := float32(math.Inf(1))
+	m := colour(16)
+	m.Weights[0][1] = inf // Inf where there is red, NaN (0·Inf) where there is none
+	s := openColour(t, m)
+	pixels := make([]uint8, 4*16*16*3)
+	for name, c := range map[string]struct {
+		red  uint8
+		says string
+	}{"NaN": {0, "NaN"}, "infinity": {1, "Inf"}} {
+		for i := range pixels {
+			pixels[i] = c.red
+		}
+		err := s.Encode(context.Background(), make([]float32, 4*4), pixels, 4)
+		var row *encoder.RowError
+		if !errors.As(err, &row) || row.Row != 0 {
+			t.Errorf("%s: no row 0 in %v", name, err)
+		}
+		refused(t, name, err, coverslip.Invalid, c.says)
+	}
+	// One bad tile among good ones: the pipeline names it by its place in the plan. Only feature 1
+	// of tile 13 overflows.
+	m = colour(16)
+	m.Weights[0][1] = 3e36
+	s = openColour(t, m)
+	bad := make([]uint8, 32*16*16*3)
+	for i := range 16 * 16 {
+		bad[13*16*16*3+i*3] = 255
+	}
+	_, err := encoder.Run(context.Background(), s, tiles{pixels: bad, size: 16}, 32, 2,
+		func(int, []float32) error { return nil }, nil)
+	refused(t, "tile 13", err, coverslip.Invalid, "encode tile 13: ")
+}
+
+func TestCancelEndsBatch(t *testing.T) {
+	s := openDefault(t)
+	spec := s.Model()
+	const n = 32
+	pixels, dst := make([]uint8, n*spec.TileSize*spec.TileSize*3), make([]float32, n*spec.Dim)
+	began := time.Now()
+	if err := s.Encode(context.Background(), dst, pixels, n); err != nil {
+		t.Fatal(err)
+	}
+	whole := time.Since(began)
+	ctx, cancel := context.WithTimeout(context.Background(), whole/20)
+	defer cancel()
+	began = time.Now()
+	err := s.Encode(ctx, dst, pixels, n)
+	if coverslip.KindOf(err) != coverslip.Canceled || !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("got %v, want a cancelled run", err)
+	}
+	t.Logf("ended after %v, the whole takes %v", time.Since(began), whole)
+	if err := s.Encode(context.Background(), dst, pixels, n); err != nil {
+		t.Errorf("the session is of no use after a cancelled run: %v", err)
+	}
+}
+
+func TestEncodeAfterCloseFails(t *testing.T) {
+	s := openColour(t, colour(16))
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			pixels, dst := make([]uint8, 16*16*3), make([]float32, 4)
+			var err error
+			for err == nil { // until closed
+				err = s.Encode(context.Background(), dst, pixels, 1)
+			}
+		})
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	wg.Wait()
+	err := s.Encode(context.Background(), make([]float32, 4), make([]uint8, 16*16*3), 1)
+	refused(t, "closed", err, coverslip.Internal, "closed")
+	if err := s.Close(); err != nil {
+		t.Errorf("second Close: %v", err)
+	}
+}
+
+func TestWrongLengthsPanic(t *testing.T) {
+	s := openColour(t, colour(16))
+	defer func() {
+		if recover() == nil {
+			t.Error("pixels of one tile were taken for two")
+		}
+	}()
+	_ = s.Encode(context.Background(), make([]float32, 8), make([]uint8, 16*16*3), 2)
+}
+
+// --- what the tests stand on ---
+
+func openDefault(t *testing.T) *onnx.Session {
+	t.Helper()
+	spec, file := encoder.Default()
+	return open(t, file, spec)
+}
+
+func openColour(t *testing.T, m onnxtest.Model) *onnx.Session {
+	t.Helper()
+	return open(t, m.File(), m.Spec())
+}
+
+func open(t *testing.T, file []byte, spec coverslip.Model) *onnx.Session {
+	t.Helper()
+	onnxtest.Need(t)
+	s, err := onnx.Open(file, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+// colour is a model whose features are mean red, green, blue and their sum.
+func colour(size int) onnxtest.Model {
+	return onnxtest.Model{Size: size, Weights: [3][]float32{{1, 0, 0, 1}, {0, 1, 0, 1}, {0, 0, 1, 1}}}
+}
+
+func encode(t *testing.T, e encoder.Encoder, pixels []uint8, n int) []float32 {
+	t.Helper()
+	dst := make([]float32, n*e.Model().Dim)
+	if err := e.Encode(context.Background(), dst, pixels, n); err != nil {
+		t.Fatal(err)
+	}
+	return dst
+}
+
+func run(t *testing.T, e encoder.Encoder, src encoder.TileReader, n, workers int) []float32 {
+	t.Helper()
+	var all []float32
+	_, err := encoder.Run(context.Background(), e, src, n, workers, func(_ int, features []float32) error {
+		all = append(all, features...)
+		return nil
+	}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// tiles reads tile i of pixels, over and over.
+type tiles struct {
+	pixels []uint8
+	size   int
+}
+
+func (s tiles) ReadTile(_ context.Context, dst []uint8, i int) error {
+	n := len(dst)
+	copy(dst, s.pixels[i*n%len(s.pixels):])
+	return nil
+}
+
+func refused(t *testing.T, name string, err error, kind coverslip.Kind, says string) {
+	t.Helper()
+	if coverslip.KindOf(err) != kind || !strings.Contains(fmt.Sprint(err), says) {
+		t.Errorf("%s: got %v (%s), want %s with %q", name, err, coverslip.KindOf(err), kind, says)
+	}
+}
+
+// goldenTiles are the tiles of export.py: six from its formula, two from the slide.
+func goldenTiles(t *testing.T) []uint8 {
+	t.Helper()
+	const size, made = 224, 6
+	var pixels []uint8
+	for i := range made {
+		for y := range size {
+			for x := range size {
+				for c := range 3 {
+					noise := int(uint32(x*374761393+y*668265263+c*2147483647+i*1274126177) >> 16)
+					pixels = append(pixels, uint8((i+1)*(x+2*y)/3+60*c+noise%(1+16*i)))
+				}
+			}
+		}
+	}
+	for i := range 2 {
+		f, err := os.Open(fmt.Sprintf("testdata/golden-%d.png", i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		img, _, err := image.Decode(f)
+		if err := errors.Join(err, f.Close()); err != nil {
+			t.Fatal(err)
+		}
+		for y := range size {
+			for x := range size {
+				r, g, b, _ := img.At(x, y).RGBA()
+				pixels = append(pixels, uint8(r>>8), uint8(g>>8), uint8(b>>8))
+			}
+		}
+	}
+	return pixels
+}

@@ -1,0 +1,286 @@
+package ingest
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"coverslip"
+	"coverslip/storage"
+	"coverslip/storage/queue"
+	"coverslip/tiler"
+	"coverslip/tiler/remote"
+)
+
+// Outcome says what registering a slide led to.
+type Outcome struct {
+	Slide   coverslip.Slide
+	Created bool // it was not known before
+	Queued  bool // a job was put in the queue for it; false: it is done or under way already
+}
+
+// Register makes a slide known that stays where it is, at a path or an s3:// address, and queues it
+// unless its embedding is there already. Its bytes are read once, for its id; a slide that cannot be
+// opened is refused and leaves nothing behind. mppOfSlide, when not 0, is the user's word for the
+// resolution.
+func (in *Ingest) Register(ctx context.Context, place string, mppOfSlide float64) (Outcome, error) {
+	var err error
+	switch {
+	case strings.HasPrefix(place, "s3://"):
+	case remote.Is(place):
+		return Outcome{}, &coverslip.Error{Kind: coverslip.Unsupported, Op: "register slide", Path: remote.Shown(place), Err: errors.New("web addresses come and go"), Hint: "upload it, or name its s3:// address or a path"}
+	default:
+		if place, err = filepath.Abs(place); err != nil {
+			return Outcome{}, err
+		}
+	}
+	files, err := tiler.Files(ctx, place)
+	if err != nil {
+		return Outcome{}, err
+	}
+	slide, err := describe(ctx, remote.Shown(place), files)
+	if err != nil {
+		return Outcome{}, err
+	}
+	var version string
+	if slide.ID, slide.Bytes, version, err = identify(ctx, files); err != nil {
+		return Outcome{}, coverslip.At(remote.Shown(place), err)
+	}
+	slide.Name, slide.Location = tiler.Name(place), place+version
+	return in.register(ctx, slide, mppOfSlide)
+}
+
+// Upload makes a slide known whose bytes come from body, keeps them in the blob store, and queues it
+// like Register. Memory does not grow with the slide. Equal bytes are kept once, whoever sends them
+// how often at once. When body fails, or is no slide, nothing is kept.
+func (in *Ingest) Upload(ctx context.Context, name string, mppOfSlide float64, body io.Reader) (Outcome, error) {
+	if mppOfSlide != 0 {
+		if err := tiler.CheckMPP(mppOfSlide); err != nil {
+			return Outcome{}, err
+		}
+	}
+	spool, err := os.CreateTemp(in.Spool, "upload-*")
+	if err != nil {
+		return Outcome{}, diskError("make room for the upload", in.Spool, err)
+	}
+	defer os.Remove(spool.Name()) //nolint:errcheck // moved away, or swept at the next start
+	defer spool.Close()
+	id, n, err := hash(ctx, body, spool)
+	if err != nil {
+		return Outcome{}, coverslip.At(name, err)
+	}
+	slide, err := describe(ctx, name, []string{spool.Name()})
+	if err != nil {
+		return Outcome{}, renamed(err, name)
+	}
+	slide.ID, slide.Bytes, slide.Name, slide.Location = id, n, name, "blob:"+slideBlob(id)
+	if _, err := spool.Seek(0, io.SeekStart); err != nil {
+		return Outcome{}, diskError("read the upload back", spool.Name(), err)
+	}
+	if known, err := in.DB.Slide(ctx, id); err == nil && known.Location != slide.Location && lies(known.Location) {
+		slide.Location = known.Location // in a folder of the user's
+	} else if err := in.Blobs.Put(ctx, slideBlob(id), spool, n); err != nil {
+		return Outcome{}, coverslip.At(name, err)
+	}
+	return in.register(ctx, slide, mppOfSlide)
+}
+
+// describe opens a slide for what it says of itself.
+func describe(ctx context.Context, name string, files []string) (coverslip.Slide, error) {
+	opened, err := tiler.OpenFiles(ctx, name, files)
+	if err != nil {
+		return coverslip.Slide{}, err
+	}
+	defer opened.Close()
+	return coverslip.Slide{Format: opened.Format, Width: opened.Width, Height: opened.Height, Levels: opened.Levels,
+		MPP: opened.MPP, ObjectivePower: opened.ObjectivePower, State: coverslip.Queued}, nil
+}
+
+// identify returns a slide's id and size: the SHA-256 of its file, or, of several, that over their
+// sorted SHA-256 sums, so that neither names nor order count. version is what its place in the bucket
+// is followed by, for later reads to see that it is still the same; see stillThere.
+func identify(ctx context.Context, files []string) (id coverslip.SlideID, size int64, version string, err error) {
+	var sums []string
+	for _, file := range files {
+		src, err := source(ctx, file)
+		if err != nil {
+			return "", 0, "", err
+		}
+		sum, n, err := hash(ctx, src, nil)
+		_ = src.Close() // only read
+		if err != nil {
+			return "", 0, "", coverslip.At(file, err)
+		}
+		if object, ok := src.(*objectReader); ok {
+			version = versionMark + object.Version()
+		}
+		sums, size = append(sums, string(sum)), size+n
+	}
+	if len(sums) == 1 {
+		return coverslip.SlideID(sums[0]), size, version, nil
+	}
+	slices.Sort(sums)
+	of := sha256.Sum256([]byte(strings.Join(sums, "\n")))
+	return coverslip.SlideID(hex.EncodeToString(of[:])), size, version, nil
+}
+
+// versionMark stands between an address and the version that was registered.
+const versionMark = "#version="
+
+func source(ctx context.Context, file string) (io.ReadCloser, error) {
+	if remote.Is(file) {
+		object, err := remote.Open(ctx, file)
+		return &objectReader{Object: object, ctx: ctx}, err
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, &coverslip.Error{Kind: coverslip.NotFound, Op: "read slide", Path: file, Err: err, Hint: "check the path, and that it can be read"}
+	}
+	return f, nil
+}
+
+// objectReader reads a remote object from its first byte to its last.
+type objectReader struct {
+	*remote.Object
+	ctx context.Context // of the one who reads it to its end
+	at  int64
+}
+
+func (r *objectReader) Read(p []byte) (int, error) {
+	n := int(min(int64(len(p)), r.Size()-r.at))
+	if n == 0 {
+		return 0, io.EOF
+	}
+	if err := r.ReadRange(r.ctx, p[:n], r.at); err != nil {
+		return 0, err
+	}
+	r.at += int64(n)
+	return n, nil
+}
+
+func (r *objectReader) Close() error { return nil }
+
+// register writes the row and, in the same transaction, the job.
+func (in *Ingest) register(ctx context.Context, slide coverslip.Slide, mppOfSlide float64) (Outcome, error) {
+	if mppOfSlide != 0 {
+		if err := tiler.CheckMPP(mppOfSlide); err != nil {
+			return Outcome{}, err
+		}
+		slide.MPP = coverslip.MPP{Value: mppOfSlide, Source: coverslip.MPPUser}
+	}
+	var out Outcome
+	err := in.DB.InTx(ctx, func(tx *storage.Tx) error {
+		var err error
+		if out.Slide, out.Created, err = tx.Register(ctx, slide); err != nil {
+			return err
+		}
+		if old := out.Slide.Location; old != slide.Location && !lies(old) {
+			if err := tx.SetLocation(ctx, slide.ID, slide.Location); err != nil {
+				return err
+			}
+		}
+		if mppOfSlide != 0 && out.Slide.MPP != slide.MPP {
+			if err := tx.SetMPP(ctx, slide.ID, slide.MPP); err != nil {
+				return err
+			}
+			out.Slide.MPP = slide.MPP
+		}
+		if done, err := in.embedded(ctx, out.Slide); err != nil || done {
+			return err
+		}
+		// The slide's state follows its job.
+		if out.Queued, err = in.Queue.Enqueue(ctx, tx.Pgx(), queue.Job{Slide: slide.ID, Encoder: in.Model.Name, Aggregator: in.Aggregator.Model().Name}); err != nil {
+			return err
+		}
+		out.Slide, err = tx.Slide(ctx, slide.ID)
+		return err
+	})
+	return out, err
+}
+
+// lies reports whether a slide's bytes are still where they were registered. Blobs and what is in
+// buckets are not moved.
+func lies(location string) bool {
+	if strings.HasPrefix(location, "blob:") || remote.Is(location) {
+		return true
+	}
+	_, err := os.Stat(location)
+	return err == nil
+}
+
+// hash reads src to its end for the SHA-256 and length of its bytes, and writes them to dst if that
+// is not nil.
+func hash(ctx context.Context, src io.Reader, dst *os.File) (coverslip.SlideID, int64, error) {
+	sum := sha256.New()
+	buf := make([]byte, 4<<20)
+	var n int64
+	for {
+		if err := ctx.Err(); err != nil {
+			return "", 0, &coverslip.Error{Kind: coverslip.Canceled, Op: "read slide", Err: err}
+		}
+		got, err := src.Read(buf)
+		sum.Write(buf[:got])
+		n += int64(got)
+		if dst != nil {
+			if _, err := dst.Write(buf[:got]); err != nil {
+				return "", 0, diskError("keep the upload", filepath.Dir(dst.Name()), err)
+			}
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return coverslip.SlideID(hex.EncodeToString(sum.Sum(nil))), n, nil
+		case err != nil:
+			var known *coverslip.Error
+			if errors.As(err, &known) {
+				return "", 0, err
+			}
+			return "", 0, &coverslip.Error{Kind: coverslip.Invalid, Op: "read slide", Err: fmt.Errorf("after %d bytes: %w", n, err), Hint: "send it again"}
+		}
+	}
+}
+
+func diskError(op, path string, err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return &coverslip.Error{Kind: coverslip.Full, Op: op, Path: path, Err: err, Hint: "free some space on that disk and try again"}
+	}
+	return &coverslip.Error{Kind: coverslip.Environment, Op: op, Path: path, Err: err, Hint: "check that the folder exists and can be written"}
+}
+
+// renamed gives an error the name the user knows the slide by, in place of the spool file's.
+func renamed(err error, name string) error {
+	var e *coverslip.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	out := *e
+	out.Path = name
+	return &out
+}
+
+// Sweep removes what processes that were killed left in the spool: whatever was last written before
+// the given time. Who shares the folder with others gives a time that none of them still writes from.
+func Sweep(spool string, before time.Time) error {
+	entries, err := os.ReadDir(spool)
+	if err != nil {
+		return diskError("clean the spool", spool, err)
+	}
+	for _, e := range entries {
+		if info, err := e.Info(); err == nil && info.ModTime().Before(before) {
+			if err := os.Remove(filepath.Join(spool, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return diskError("clean the spool", spool, err)
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,121 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+
+	"github.com/jackc/pgx/v5"
+
+	"coverslip"
+	"coverslip/storage/internal/pgerr"
+)
+
+// PutModel writes a model down. The same SHA-256 again changes nothing.
+func (q queries) PutModel(ctx context.Context, m coverslip.Model) error {
+	_, err := q.q.Exec(ctx, `insert into models (sha256, kind, name, dim, tile_size, tile_mpp, licence, source)
+		values ($1, $2, $3, $4, $5, $6, $7, $8) on conflict (sha256) do nothing`,
+		m.SHA256, m.Kind, m.Name, m.Dim, m.TileSize, m.TileMPP, m.Licence, m.Source)
+	return coverslip.At("model "+m.Name, pgerr.Wrap("record the model", err))
+}
+
+// PutBag records that a bag is in the blob store. Call it after the blob is published, never before.
+// The key says what the bag holds, so the same key again changes nothing.
+func (q queries) PutBag(ctx context.Context, b coverslip.Bag) error {
+	if b.Timings == nil {
+		b.Timings = []coverslip.StageTime{}
+	}
+	_, err := q.q.Exec(ctx, `insert into bags (key, slide, encoder, tiles, dim, bytes, plan, timings)
+		values ($1, $2, $3, $4, $5, $6, $7, $8) on conflict (key) do nothing`,
+		b.Key, b.Slide, b.Encoder, b.Tiles, b.Dim, b.Bytes, b.Plan, b.Timings)
+	return ofSlide(b.Slide, "record the bag", err)
+}
+
+// Bag returns the bag with this key, or NotFound.
+func (q queries) Bag(ctx context.Context, key string) (b coverslip.Bag, err error) {
+	err = q.q.QueryRow(ctx, `select key, slide, encoder, tiles, dim, bytes, plan, timings, created from bags where key = $1`, key).
+		Scan(&b.Key, &b.Slide, &b.Encoder, &b.Tiles, &b.Dim, &b.Bytes, &b.Plan, &b.Timings, &b.Created)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return b, &coverslip.Error{Kind: coverslip.NotFound, Op: "look up the bag", Path: "bag " + key, Err: errors.New("no bag has this key")}
+	}
+	b.Created = b.Created.UTC()
+	return b, pgerr.Wrap("look up the bag", err)
+}
+
+// PutEmbedding writes the embedding of a slide under its encoder and aggregator, in place of the one
+// before. Writing what is there already changes nothing and tells nobody. The vector must be finite
+// and not empty, else Invalid.
+func (q queries) PutEmbedding(ctx context.Context, e coverslip.Embedding) error {
+	_, err := q.q.Exec(ctx, `insert into embeddings as old (slide, encoder, aggregator, bag, vector) values ($1, $2, $3, $4, $5)
+		on conflict (slide, encoder, aggregator) do update set bag = excluded.bag, vector = excluded.vector, created = now()
+		where (old.bag, old.vector) is distinct from (excluded.bag, excluded.vector)`,
+		e.Slide, e.Encoder, e.Aggregator, e.Bag, e.Vector)
+	return ofSlide(e.Slide, "write the embedding", err)
+}
+
+// Embedding returns a slide's embedding under one encoder and aggregator, or NotFound.
+func (q queries) Embedding(ctx context.Context, slide coverslip.SlideID, encoder, aggregator string) (coverslip.Embedding, error) {
+	const op = "look up the embedding"
+	rows, _ := q.q.Query(ctx, `select `+embeddingColumns+` from embeddings e where slide = $1 and encoder = $2 and aggregator = $3`,
+		slide, encoder, aggregator)
+	e, err := pgx.CollectExactlyOneRow(rows, scanEmbedding)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return e, &coverslip.Error{Kind: coverslip.NotFound, Op: op, Slide: slide,
+			Err: fmt.Errorf("it has none under encoder %s and aggregator %s", encoder, aggregator)}
+	}
+	return e, ofSlide(slide, op, err)
+}
+
+// EmbeddingFilter picks embeddings. Zero fields pick all.
+type EmbeddingFilter struct {
+	Encoder, Aggregator, Cohort string
+}
+
+// NamedEmbedding is an embedding with its slide's name.
+type NamedEmbedding struct {
+	coverslip.Embedding
+	Name string `json:"name"`
+}
+
+// Embeddings yields embeddings ordered by slide id, encoder and aggregator, one at a time, so that
+// memory does not grow with their number. It stops after the first error it yields.
+func (q queries) Embeddings(ctx context.Context, f EmbeddingFilter) iter.Seq2[NamedEmbedding, error] {
+	return func(yield func(NamedEmbedding, error) bool) {
+		rows, err := q.q.Query(ctx, `select `+embeddingColumns+`, s.name from embeddings e join slides s on s.id = e.slide
+			where ($1 = '' or e.encoder = $1) and ($2 = '' or e.aggregator = $2)
+			  and ($3 = '' or e.slide in (select slide from cohort_slides where cohort = $3))
+			order by e.slide, e.encoder, e.aggregator`, f.Encoder, f.Aggregator, f.Cohort)
+		if err == nil {
+			defer rows.Close()
+			for rows.Next() {
+				var n NamedEmbedding
+				if err = rows.Scan(append(embeddingFields(&n.Embedding), &n.Name)...); err != nil {
+					break
+				}
+				n.Created = n.Created.UTC()
+				if !yield(n, nil) {
+					return
+				}
+			}
+			if err == nil {
+				err = rows.Err()
+			}
+		}
+		if err != nil {
+			yield(NamedEmbedding{}, pgerr.Wrap("read embeddings", err))
+		}
+	}
+}
+
+const embeddingColumns = `e.slide, e.bag, e.encoder, e.aggregator, e.vector, e.created`
+
+func embeddingFields(e *coverslip.Embedding) []any {
+	return []any{&e.Slide, &e.Bag, &e.Encoder, &e.Aggregator, &e.Vector, &e.Created}
+}
+
+func scanEmbedding(row pgx.CollectableRow) (e coverslip.Embedding, err error) {
+	err = row.Scan(embeddingFields(&e)...)
+	e.Created = e.Created.UTC()
+	return e, err
+}

@@ -1,0 +1,108 @@
+package vector
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"testing"
+)
+
+func TestDot4AgreesWithReference(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 0))
+	for _, n := range []int{0, 8, 16, 512, 1280, 4096} {
+		q := unit(rng, n)
+		var rows [4][]float32
+		for i := range rows {
+			rows[i] = unit(rng, n)
+		}
+		var got [4]float32
+		got[0], got[1], got[2], got[3] = dot4(q, rows[0], rows[1], rows[2], rows[3])
+		for i, s := range got {
+			// Rounding of n products and sums of unit vectors: n·2⁻²⁴ is far above what is seen.
+			if want := reference(q, rows[i]); math.Abs(float64(s-want)) > 1e-6 {
+				t.Errorf("n %d, row %d: %v, reference %v", n, i, s, want)
+			}
+			if a, b, c, d := dot4(q, rows[i], rows[i], rows[i], rows[i]); a != s || b != s || c != s || d != s {
+				t.Errorf("n %d, row %d: %v in its place, %v %v %v %v in others", n, i, s, a, b, c, d)
+			}
+		}
+	}
+}
+
+func TestDot4ByHand(t *testing.T) {
+	q := []float32{1, 2, 3, 4, 5, 6, 7, 8}
+	one, last, minus := []float32{1, 1, 1, 1, 1, 1, 1, 1}, []float32{0, 0, 0, 0, 0, 0, 0, 2}, []float32{1, -1, 1, -1, 1, -1, 1, -1}
+	if a, b, c, d := dot4(q, one, last, minus, q); a != 36 || b != 16 || c != -4 || d != 204 {
+		t.Errorf("%v %v %v %v", a, b, c, d)
+	}
+}
+
+func TestDot4RefusesOtherLengths(t *testing.T) {
+	for _, n := range [][2]int{{7, 7}, {8, 16}, {16, 8}} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("%v: no panic", n)
+				}
+			}()
+			q, r := make([]float32, n[0]), make([]float32, n[1])
+			dot4(q, r, r, r, r)
+		}()
+	}
+}
+
+func BenchmarkDot(b *testing.B) {
+	rng := rand.New(rand.NewPCG(1, 0))
+	q, r := unit(rng, 512), unit(rng, 512)
+	b.Run("reference", func(b *testing.B) {
+		for b.Loop() {
+			for range 4 {
+				reference(q, r)
+			}
+		}
+	})
+	b.Run("dot4", func(b *testing.B) {
+		for b.Loop() {
+			dot4(q, r, r, r, r)
+		}
+	})
+}
+
+func BenchmarkSearch(b *testing.B) {
+	const dim = 512
+	for _, n := range []int{12_000, 100_000} {
+		rng := rand.New(rand.NewPCG(1, 0))
+		x := New(dim)
+		for i := range n {
+			if err := x.Upsert(fmt.Sprint(i), unit(rng, dim)); err != nil {
+				b.Fatal(err)
+			}
+		}
+		q := unit(rng, dim)
+		for _, c := range []struct {
+			name string
+			keep func(string) bool
+		}{{"All", nil}, {"OneIn10", func(id string) bool { return id[len(id)-1] == '7' }}} {
+			b.Run(fmt.Sprintf("%dx%d/%s", n, dim, c.name), func(b *testing.B) {
+				for b.Loop() {
+					if _, err := x.Search(b.Context(), q, 10, c.keep); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
+	}
+}
+
+func unit(rng *rand.Rand, n int) []float32 {
+	v := make([]float32, n)
+	var sum float64
+	for i := range v {
+		v[i] = float32(rng.NormFloat64())
+		sum += float64(v[i]) * float64(v[i])
+	}
+	for i := range v {
+		v[i] /= float32(math.Sqrt(sum))
+	}
+	return v
+}

@@ -1,0 +1,32 @@
+package coverslip
+
+// Tile is a square region of a slide, placed by its top-left corner in level-0 pixels.
+type Tile struct {
+	X      int64   `json:"x"`
+	Y      int64   `json:"y"`
+	Tissue float32 `json:"tissue"` // share of the tile that is tissue, 0 to 1
+}
+
+// PlanParams say how to cut a slide. Two slides cut with equal parameters give comparable bags.
+type PlanParams struct {
+	MPP        float64 `json:"mpp"`                    // resolution of the tiles, µm per pixel
+	Size       int     `json:"size"`                   // edge of a tile in pixels at MPP
+	Overlap    int     `json:"overlap"`                // pixels at MPP that neighbours share
+	MinTissue  float64 `json:"min_tissue"`             // least share of tissue for a tile to be listed, 0 to 1
+	MPPOfSlide float64 `json:"mpp_of_slide,omitempty"` // the user's word for level 0; 0 leaves it to the file
+}
+
+// Plan is the list of tiles to read from a slide: deterministic for given parameters, row by row
+// from the top left.
+type Plan struct {
+	PlanParams
+	SlideMPP MPP     `json:"slide_mpp"` // what the plan was computed with
+	Level    int     `json:"level"`     // the level tiles are read from
+	Shrink   int     `json:"shrink"`    // by which it is decoded smaller: 1, 2, 4 or 8
+	Scale    float64 `json:"scale"`     // pixels then, per pixel of a tile; 1 means no resampling
+	Step     float64 `json:"step"`      // level-0 pixels from one tile to the next
+	Span     float64 `json:"span"`      // level-0 pixels a tile covers
+	Columns  int     `json:"columns"`   // of the whole grid, tissue or not
+	Rows     int     `json:"rows"`
+	Tiles    []Tile  `json:"tiles"`
+}
