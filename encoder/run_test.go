@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"coverslip"
 	"coverslip/encoder"
@@ -183,8 +184,12 @@ func TestErrorNamesTile(t *testing.T) {
 			if coverslip.KindOf(err) != c.kind || !errors.Is(err, c.is) {
 				t.Errorf("kind %s or cause lost in %#v", coverslip.KindOf(err), err)
 			}
-			if after := runtime.NumGoroutine(); after > before {
-				t.Errorf("%d goroutines before, %d after", before, after)
+			// A goroutine that a WaitGroup has seen the end of is counted until it
+			// has run its last instructions.
+			for end := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
+				if time.Now().After(end) {
+					t.Fatalf("%d goroutines before, %d after", before, runtime.NumGoroutine())
+				}
 			}
 		})
 	}
