@@ -11,6 +11,7 @@ type Bag struct {
 	Dim     int         `json:"dim"`   // columns
 	Bytes   int64       `json:"bytes"`
 	Plan    PlanParams  `json:"plan"`
+	Views   *Views      `json:"views,omitempty"` // of a bag of views, whose Tiles counts the rows of all
 	Timings []StageTime `json:"timings"`
 	Created time.Time   `json:"created"`
 }

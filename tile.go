@@ -14,10 +14,31 @@ type PlanParams struct {
 	Overlap    int     `json:"overlap"`                // pixels at MPP that neighbours share
 	MinTissue  float64 `json:"min_tissue"`             // least share of tissue for a tile to be listed, 0 to 1
 	MPPOfSlide float64 `json:"mpp_of_slide,omitempty"` // the user's word for level 0; 0 leaves it to the file
+	Budget     Budget  `json:"budget,omitzero"`
+}
+
+// Budget bounds how many of a slide's tiles are encoded. They are drawn in an order that is spread
+// evenly over the tissue (tiler.Spread), so that the first n are a fair sample for every n, and a bag
+// can be continued to more. The zero Budget takes every tile, in reading order.
+type Budget struct {
+	Tiles int `json:"tiles,omitempty"` // at most; 0 leaves it to Tolerance
+	// Tolerance ends the drawing once the standard error of the embedding is below it, as a share of
+	// the embedding's length before it is normalised; 0 leaves it to Tiles.
+	Tolerance float64 `json:"tolerance,omitempty"`
+	Seed      uint64  `json:"seed,omitempty"`
+}
+
+// Views say how the augmented views of a slide are made: each draws its tiles with replacement and
+// augments them all with the same parameters.
+type Views struct {
+	Count   int    `json:"count"`   // views, V
+	Tiles   int    `json:"tiles"`   // of each, N
+	Augment string `json:"augment"` // the transforms and their ranges, as encoder/augment writes them
+	Seed    uint64 `json:"seed"`
 }
 
 // Plan is the list of tiles to read from a slide: deterministic for given parameters, row by row
-// from the top left.
+// from the top left, or in the order they are drawn in where there is a budget.
 type Plan struct {
 	PlanParams
 	SlideMPP MPP     `json:"slide_mpp"` // what the plan was computed with
@@ -28,5 +49,6 @@ type Plan struct {
 	Span     float64 `json:"span"`      // level-0 pixels a tile covers
 	Columns  int     `json:"columns"`   // of the whole grid, tissue or not
 	Rows     int     `json:"rows"`
+	Found    int     `json:"found"` // tiles with enough tissue; Tiles are fewer where there is a budget
 	Tiles    []Tile  `json:"tiles"`
 }

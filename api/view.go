@@ -47,6 +47,7 @@ type bagView struct {
 	Dim     int               `json:"dim" doc:"Length of each"`
 	Bytes   int64             `json:"bytes" doc:"Size of the bag file"`
 	Plan    planView          `json:"plan" doc:"How the slide was cut"`
+	Views   *viewsView        `json:"views,omitempty" doc:"How its views were made; absent: the tiles as they are"`
 	Timings []timingView      `json:"timings" nullable:"false" doc:"Where the time went; stages overlap, and times of several workers are added up"`
 	Created time.Time         `json:"created" doc:"When it was published"`
 }
@@ -57,6 +58,20 @@ type planView struct {
 	Overlap    int     `json:"overlap" doc:"Pixels that neighbours share"`
 	MinTissue  float64 `json:"min_tissue" doc:"Least share of tissue of a tile, 0 to 1"`
 	MPPOfSlide float64 `json:"mpp_of_slide,omitempty" doc:"The user's word for the resolution of level 0; absent when the file's own was taken"`
+	Budget     *budgetView `json:"budget,omitempty" doc:"How many tiles were encoded; absent: all"`
+}
+
+type budgetView struct {
+	Tiles     int     `json:"tiles,omitempty" doc:"At most; absent: until the tolerance is met"`
+	Tolerance float64 `json:"tolerance,omitempty" doc:"Standard error of the embedding, as a share of its length, at which encoding stopped"`
+	Seed      uint64  `json:"seed,omitempty" doc:"Of the order in which tiles were drawn"`
+}
+
+type viewsView struct {
+	Count   int    `json:"count" doc:"Views"`
+	Tiles   int    `json:"tiles" doc:"Tiles of each"`
+	Augment string `json:"augment" doc:"The transforms and their ranges"`
+	Seed    uint64 `json:"seed" doc:"Of the draws"`
 }
 
 type timingView struct {
@@ -89,10 +104,24 @@ func viewSlide(s coverslip.Slide) slideView {
 }
 
 func viewBag(b coverslip.Bag) *bagView {
-	return &bagView{
-		Key: b.Key, Slide: b.Slide, Encoder: b.Encoder, Tiles: b.Tiles, Dim: b.Dim, Bytes: b.Bytes, Plan: planView(b.Plan),
+	v := &bagView{
+		Key: b.Key, Slide: b.Slide, Encoder: b.Encoder, Tiles: b.Tiles, Dim: b.Dim, Bytes: b.Bytes, Plan: viewPlan(b.Plan),
 		Timings: each(b.Timings, func(t coverslip.StageTime) timingView { return timingView(t) }), Created: b.Created,
 	}
+	if b.Views != nil {
+		views := viewsView(*b.Views)
+		v.Views = &views
+	}
+	return v
+}
+
+func viewPlan(p coverslip.PlanParams) planView {
+	v := planView{MPP: p.MPP, Size: p.Size, Overlap: p.Overlap, MinTissue: p.MinTissue, MPPOfSlide: p.MPPOfSlide}
+	if p.Budget != (coverslip.Budget{}) {
+		budget := budgetView(p.Budget)
+		v.Budget = &budget
+	}
+	return v
 }
 
 // each maps a slice. The result is never nil, because JSON's null is no list.

@@ -26,21 +26,36 @@ func (q queries) PutBag(ctx context.Context, b coverslip.Bag) error {
 	if b.Timings == nil {
 		b.Timings = []coverslip.StageTime{}
 	}
-	_, err := q.q.Exec(ctx, `insert into bags (key, slide, encoder, tiles, dim, bytes, plan, timings)
-		values ($1, $2, $3, $4, $5, $6, $7, $8) on conflict (key) do nothing`,
-		b.Key, b.Slide, b.Encoder, b.Tiles, b.Dim, b.Bytes, b.Plan, b.Timings)
+	_, err := q.q.Exec(ctx, `insert into bags (key, slide, encoder, tiles, dim, bytes, plan, views, timings)
+		values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict (key) do nothing`,
+		b.Key, b.Slide, b.Encoder, b.Tiles, b.Dim, b.Bytes, b.Plan, b.Views, b.Timings)
 	return ofSlide(b.Slide, "record the bag", err)
 }
 
 // Bag returns the bag with this key, or NotFound.
-func (q queries) Bag(ctx context.Context, key string) (b coverslip.Bag, err error) {
-	err = q.q.QueryRow(ctx, `select key, slide, encoder, tiles, dim, bytes, plan, timings, created from bags where key = $1`, key).
-		Scan(&b.Key, &b.Slide, &b.Encoder, &b.Tiles, &b.Dim, &b.Bytes, &b.Plan, &b.Timings, &b.Created)
+func (q queries) Bag(ctx context.Context, key string) (coverslip.Bag, error) {
+	const op = "look up the bag"
+	rows, _ := q.q.Query(ctx, selectBag+`where key = $1`, key) // CollectExactlyOneRow returns the error
+	b, err := pgx.CollectExactlyOneRow(rows, scanBag)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return b, &coverslip.Error{Kind: coverslip.NotFound, Op: "look up the bag", Path: "bag " + key, Err: errors.New("no bag has this key")}
+		return b, &coverslip.Error{Kind: coverslip.NotFound, Op: op, Path: "bag " + key, Err: errors.New("no bag has this key")}
 	}
+	return b, pgerr.Wrap(op, err)
+}
+
+// Bags returns a slide's bags under an encoder, the longest first.
+func (q queries) Bags(ctx context.Context, slide coverslip.SlideID, encoder string) ([]coverslip.Bag, error) {
+	rows, _ := q.q.Query(ctx, selectBag+`where slide = $1 and encoder = $2 order by tiles desc, key`, slide, encoder)
+	bags, err := pgx.CollectRows(rows, scanBag)
+	return bags, ofSlide(slide, "list the bags", err)
+}
+
+const selectBag = `select key, slide, encoder, tiles, dim, bytes, plan, views, timings, created from bags `
+
+func scanBag(row pgx.CollectableRow) (b coverslip.Bag, err error) {
+	err = row.Scan(&b.Key, &b.Slide, &b.Encoder, &b.Tiles, &b.Dim, &b.Bytes, &b.Plan, &b.Views, &b.Timings, &b.Created)
 	b.Created = b.Created.UTC()
-	return b, pgerr.Wrap("look up the bag", err)
+	return b, err
 }
 
 // PutEmbedding writes the embedding of a slide under its encoder and aggregator, in place of the one

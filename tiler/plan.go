@@ -56,6 +56,13 @@ func (s *Slide) Plan(ctx context.Context, p coverslip.PlanParams, mask tissue.Pa
 			}
 		}
 	}
+	plan.Found = len(plan.Tiles)
+	if b := p.Budget; b != (coverslip.Budget{}) {
+		plan.Tiles = Spread(plan.Tiles, b.Seed)
+		if b.Tiles > 0 {
+			plan.Tiles = plan.Tiles[:min(b.Tiles, plan.Found)]
+		}
+	}
 	return plan, overview, nil
 }
 
@@ -70,6 +77,10 @@ func checkParams(p coverslip.PlanParams) error {
 		why = fmt.Errorf("overlap %d is not from 0 to the tile size less one", p.Overlap)
 	case !(p.MinTissue >= 0 && p.MinTissue <= 1):
 		why = fmt.Errorf("least tissue %g is not from 0 to 1", p.MinTissue)
+	case p.Budget.Tiles < 0:
+		why = fmt.Errorf("a budget of %d tiles", p.Budget.Tiles)
+	case !(p.Budget.Tolerance >= 0 && p.Budget.Tolerance < 1):
+		why = fmt.Errorf("a budget's tolerance of %g is not from 0 to 1", p.Budget.Tolerance)
 	default:
 		return nil
 	}
