@@ -53,11 +53,11 @@ type bagView struct {
 }
 
 type planView struct {
-	MPP        float64 `json:"mpp" doc:"Resolution of the tiles, µm per pixel"`
-	Size       int     `json:"size" doc:"Edge of a tile in pixels"`
-	Overlap    int     `json:"overlap" doc:"Pixels that neighbours share"`
-	MinTissue  float64 `json:"min_tissue" doc:"Least share of tissue of a tile, 0 to 1"`
-	MPPOfSlide float64 `json:"mpp_of_slide,omitempty" doc:"The user's word for the resolution of level 0; absent when the file's own was taken"`
+	MPP        float64     `json:"mpp" doc:"Resolution of the tiles, µm per pixel"`
+	Size       int         `json:"size" doc:"Edge of a tile in pixels"`
+	Overlap    int         `json:"overlap" doc:"Pixels that neighbours share"`
+	MinTissue  float64     `json:"min_tissue" doc:"Least share of tissue of a tile, 0 to 1"`
+	MPPOfSlide float64     `json:"mpp_of_slide,omitempty" doc:"The user's word for the resolution of level 0; absent when the file's own was taken"`
 	Budget     *budgetView `json:"budget,omitempty" doc:"How many tiles were encoded; absent: all"`
 }
 

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -28,6 +29,7 @@ var (
 		Slide: coverslip.SlideID(strings.Repeat("0f", 32)), SlideMPP: 0.499, SlideMPPSource: coverslip.MPPAperio,
 		Reader: "libvips", ReaderVersion: "8.14.1", Level: 1, MPP: 0.5, TileSize: 224, Overlap: 16, MinTissue: 0.25,
 		Mask: `{"method":"otsu <&>"}`, Encoder: "lite0", EncoderSHA256: strings.Repeat("ee", 32), Version: "v0.1.0",
+		Found: 7, Budget: `{"tiles":3}`,
 	}
 	tiles    = []coverslip.Tile{{X: 0, Y: 0}, {X: 1 << 40, Y: -3}, {X: 448, Y: 224, Tissue: 0.5}}
 	features = []float32{0, 1, -0.5, 1e-30, math.MaxFloat32, -math.MaxFloat32}
@@ -35,8 +37,8 @@ var (
 
 func TestByteLayout(t *testing.T) {
 	got := write(t, bagfile.Metadata{Encoder: "e", Level: 2, MPP: 0.25}, tiles[:1], []float32{1, -2}, 2)
-	head := `{"__metadata__":{"coverslip_version":"","encoder":"e","encoder_sha256":"","level":"2","mask":"","min_tissue":"0",` +
-		`"mpp":"0.25","overlap":"0","reader":"","reader_version":"","slide_mpp":"0","slide_mpp_source":"","slide_sha256":"","tile_size":"0"},` +
+	head := `{"__metadata__":{"budget":"","coverslip_version":"","encoder":"e","encoder_sha256":"","found":"0","level":"2","mask":"","min_tissue":"0",` +
+		`"mpp":"0.25","overlap":"0","reader":"","reader_version":"","slide_mpp":"0","slide_mpp_source":"","slide_sha256":"","tile_size":"0","views":""},` +
 		`"coords":{"dtype":"I64","shape":[1,2],"data_offsets":[0,16]},"features":{"dtype":"F32","shape":[1,2],"data_offsets":[16,24]}}`
 	head += strings.Repeat(" ", -len(head)&7)
 	want := file(head, "\x00\x00\x00\x00\x00\x00\x00\x00"+"\x00\x00\x00\x00\x00\x00\x00\x00"+"\x00\x00\x80\x3f"+"\x00\x00\x00\xc0")
@@ -275,6 +277,82 @@ func TestReadsPython(t *testing.T) {
 	}
 }
 
+func TestViewsRoundTrip(t *testing.T) {
+	views := [][]coverslip.Tile{{tiles[2], tiles[0], tiles[2]}, {tiles[1], tiles[1], tiles[0]}}
+	f := tempFile(t)
+	w, err := bagfile.NewViewWriter(f, meta, views, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	row := func(i int) []float32 { return []float32{float32(i), -float32(i) / 2} }
+	for _, i := range []int{5, 0, 3, 1, 1, 4} { // in any order, one of them twice
+		if err := w.Put(i, row(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); coverslip.KindOf(err) != coverslip.Internal {
+		t.Fatalf("with a row missing, Close gives %v", err)
+	}
+	if w, err = bagfile.NewViewWriter(f, meta, views, 2); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 6 {
+		if err := w.Put(i, row(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	stat, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := bagfile.OpenViews(f, stat.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b.Views() != 2 || b.Tiles() != 3 || b.Dim() != 2 || b.Metadata() != meta {
+		t.Errorf("%d × %d × %d, %+v", b.Views(), b.Tiles(), b.Dim(), b.Metadata())
+	}
+	features, coords := make([]float32, 6), make([]int64, 6)
+	if err := errors.Join(b.Features(features, 3, 3), b.Coords(coords, 3, 3)); err != nil {
+		t.Fatal(err)
+	}
+	if want := slices.Concat(row(3), row(4), row(5)); !slices.Equal(features, want) {
+		t.Errorf("features %v, want %v", features, want)
+	}
+	if !slices.Equal(coords, []int64{1 << 40, -3, 1 << 40, -3, 0, 0}) {
+		t.Errorf("coords %v", coords)
+	}
+	if _, err := bagfile.Open(f, stat.Size()); coverslip.KindOf(err) != coverslip.Unsupported {
+		t.Errorf("opened as a bag without views: %v", err)
+	}
+	if err := w.Put(0, []float32{1, float32(math.NaN())}); coverslip.KindOf(err) != coverslip.Invalid {
+		t.Errorf("NaN: %v", err)
+	}
+	var got struct {
+		Shapes   [][]int
+		Features [][][]float32
+	}
+	if err := json.Unmarshal(python(t, "read.py", f.Name()), &got); err != nil {
+		t.Fatal(err)
+	}
+	if fmt.Sprint(got.Shapes) != "[[2 3 2] [2 3 2]]" || !slices.Equal(got.Features[1][2], row(5)) {
+		t.Errorf("Python reads %v, %v", got.Shapes, got.Features)
+	}
+}
+
+func tempFile(t *testing.T) *os.File {
+	t.Helper()
+	f, err := os.Create(filepath.Join(t.TempDir(), "bag"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
 func TestPythonReads(t *testing.T) {
 	for name, p := range map[string][]byte{"bag": write(t, meta, tiles, features, 2), "empty": write(t, meta, nil, nil, 2)} {
 		path := filepath.Join(t.TempDir(), name)
@@ -296,7 +374,7 @@ func TestPythonReads(t *testing.T) {
 		if fmt.Sprint(got.Names, got.DTypes, got.Shapes) != fmt.Sprintf("[coords features] [float32 int64] [[%d 2] [%d 2]]", n, n) {
 			t.Errorf("%s: %v %v %v", name, got.Names, got.DTypes, got.Shapes)
 		}
-		if got.Metadata["mask"] != meta.Mask || got.Metadata["slide_mpp"] != "0.499" || len(got.Metadata) != 14 {
+		if got.Metadata["mask"] != meta.Mask || got.Metadata["slide_mpp"] != "0.499" || len(got.Metadata) != 17 {
 			t.Errorf("%s: metadata %v", name, got.Metadata)
 		}
 		for i, tile := range tiles[:n] {

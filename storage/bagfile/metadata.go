@@ -22,6 +22,9 @@ type Metadata struct {
 	Overlap   int     // of neighbours, pixels at MPP
 	MinTissue float64 // least share of tissue, 0 to 1
 	Mask      string  // parameters of the tissue mask, as JSON
+	Found     int     // tiles with enough tissue; the rows are fewer where there was a budget
+	Budget    string  // of tiles, as JSON; empty: all, in reading order
+	Views     string  // of a bag of views: how they were made, as JSON
 
 	Encoder       string
 	EncoderSHA256 string
@@ -42,6 +45,9 @@ func (m *Metadata) fields() map[string]any {
 		"overlap":           &m.Overlap,
 		"min_tissue":        &m.MinTissue,
 		"mask":              &m.Mask,
+		"found":             &m.Found,
+		"budget":            &m.Budget,
+		"views":             &m.Views,
 		"encoder":           &m.Encoder,
 		"encoder_sha256":    &m.EncoderSHA256,
 		"coverslip_version": &m.Version,

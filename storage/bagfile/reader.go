@@ -25,7 +25,8 @@ const (
 type Reader struct {
 	r        io.ReaderAt
 	meta     Metadata
-	rows     int
+	views    int // 0: the file holds no views
+	rows     int // of all views
 	dim      int
 	coords   int64 // where they begin in the file
 	features int64
@@ -33,8 +34,16 @@ type Reader struct {
 
 // Open reads the head of a bag file of size bytes and checks that everything it announces is there.
 // A file that breaks the format is Invalid; one that keeps it and holds no float32 bag is
-// Unsupported.
+// Unsupported. So is a bag of views, which OpenViews opens.
 func Open(r io.ReaderAt, size int64) (*Reader, error) {
+	b, err := open(r, size)
+	if err == nil && b.views > 0 {
+		return nil, unsupported("it is a bag of %d views; tiles as they are were asked for", b.views)
+	}
+	return b, err
+}
+
+func open(r io.ReaderAt, size int64) (*Reader, error) {
 	if size < 8 {
 		return nil, broken("%d bytes hold no header", size)
 	}
@@ -64,12 +73,20 @@ func Open(r io.ReaderAt, size int64) (*Reader, error) {
 		return nil, unsupported("no tensors coords and features")
 	case c.dtype != "I64" || f.dtype != "F32":
 		return nil, unsupported("coords are %s and features %s; I64 and F32 are read", c.dtype, f.dtype)
-	case len(c.shape) != 2 || len(f.shape) != 2:
-		return nil, unsupported("coords of shape %v, features of shape %v; [N,2] and [N,D] are read", c.shape, f.shape)
-	case c.shape[1] != 2 || f.shape[0] != c.shape[0] || f.shape[1] < 1 || f.shape[1] > maxDim:
+	case len(c.shape) != len(f.shape) || len(f.shape) != 2 && len(f.shape) != 3:
+		return nil, unsupported("coords of shape %v, features of shape %v; [N,2] and [N,D], or [V,N,2] and [V,N,D], are read", c.shape, f.shape)
+	}
+	last := len(f.shape) - 1
+	if c.shape[last] != 2 || !slices.Equal(f.shape[:last], c.shape[:last]) || f.shape[last] < 1 || f.shape[last] > maxDim {
 		return nil, broken("coords of shape %v, features of shape %v", c.shape, f.shape)
 	}
-	b := &Reader{r: r, rows: int(f.shape[0]), dim: int(f.shape[1]), coords: data + c.begin, features: data + f.begin}
+	b := &Reader{r: r, rows: int(f.shape[0]), dim: int(f.shape[last]), coords: data + c.begin, features: data + f.begin}
+	if last == 2 {
+		if f.shape[0] < 1 || f.shape[0] > maxViews {
+			return nil, broken("features of shape %v", f.shape)
+		}
+		b.views, b.rows = b.rows, b.rows*int(f.shape[1]) // fits: the file holds them, or there are none
+	}
 	return b, b.meta.parse(h.metadata)
 }
 

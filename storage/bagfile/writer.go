@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 
 	"coverslip"
 )
@@ -28,7 +29,7 @@ type Writer struct {
 // NewWriter writes the head of a bag of len(tiles) rows of dim values to w. The rows follow by
 // Append, in the order of tiles, and Close ends the bag.
 func NewWriter(w io.Writer, m Metadata, tiles []coverslip.Tile, dim int) (*Writer, error) {
-	head, err := header(m, len(tiles), dim)
+	head, err := header(m, []int{len(tiles)}, dim)
 	if err != nil {
 		return nil, err
 	}
@@ -45,7 +46,7 @@ func NewWriter(w io.Writer, m Metadata, tiles []coverslip.Tile, dim int) (*Write
 
 // Size is the length in bytes of the file a Writer makes.
 func Size(m Metadata, rows, dim int) (int64, error) {
-	head, err := header(m, rows, dim)
+	head, err := header(m, []int{rows}, dim)
 	return int64(len(head)) + int64(rows)*(16+4*int64(dim)), err
 }
 
@@ -59,15 +60,7 @@ func (b *Writer) Append(features []float32) error {
 		b.err = &coverslip.Error{Kind: coverslip.Internal, Op: "write bag", Err: fmt.Errorf("more than the %d rows announced", b.rows)}
 	}
 	for len(features) > 0 && b.err == nil {
-		b.scratch = b.scratch[:0]
-		for i, v := range features[:b.dim] {
-			bits := math.Float32bits(v)
-			if bits&0x7f800000 == 0x7f800000 && b.err == nil { // all of the exponent: infinite or no number
-				b.err = &coverslip.Error{Kind: coverslip.Invalid, Op: "write bag",
-					Err: fmt.Errorf("feature %d of tile %d is %v", i, b.written, v), Hint: "check the encoder with coverslip models verify"}
-			}
-			b.scratch = binary.LittleEndian.AppendUint32(b.scratch, bits)
-		}
+		b.scratch, b.err = appendRow(b.scratch[:0], features[:b.dim], b.written)
 		if b.err == nil {
 			b.write(b.scratch)
 			b.written++
@@ -75,6 +68,19 @@ func (b *Writer) Append(features []float32) error {
 		features = features[b.dim:]
 	}
 	return b.err
+}
+
+// appendRow appends the features of a row as they stand in the file.
+func appendRow(dst []byte, features []float32, row int) ([]byte, error) {
+	for i, v := range features {
+		bits := math.Float32bits(v)
+		if bits&0x7f800000 == 0x7f800000 { // all of the exponent: infinite or no number
+			return dst, &coverslip.Error{Kind: coverslip.Invalid, Op: "write bag",
+				Err: fmt.Errorf("feature %d of tile %d is %v", i, row, v), Hint: "check the encoder with coverslip models verify"}
+		}
+		dst = binary.LittleEndian.AppendUint32(dst, bits)
+	}
+	return dst, nil
 }
 
 // Close writes out what is buffered. It fails when rows are missing: what was written is no bag
@@ -97,26 +103,29 @@ func (b *Writer) write(p []byte) {
 }
 
 // header is the file up to its tensors: the length of the JSON that follows, and the JSON, filled
-// up with spaces so that the tensors begin at a multiple of 8.
-func header(m Metadata, rows, dim int) ([]byte, error) {
+// up with spaces so that the tensors begin at a multiple of 8. shape is [N], or [V,N] of views.
+func header(m Metadata, shape []int, dim int) ([]byte, error) {
 	if dim < 1 || dim > maxDim {
 		return nil, &coverslip.Error{Kind: coverslip.Invalid, Op: "write bag", Err: fmt.Errorf("instances of %d values", dim),
 			Hint: fmt.Sprintf("use an encoder of 1 to %d outputs", maxDim)}
 	}
 	type tensor struct {
 		DType   string   `json:"dtype"`
-		Shape   [2]int   `json:"shape"`
+		Shape   []int    `json:"shape"`
 		Offsets [2]int64 `json:"data_offsets"`
 	}
-	n, d := int64(rows), int64(dim)
+	n, d := int64(1), int64(dim)
+	for _, k := range shape {
+		n *= int64(k)
+	}
 	text, err := json.Marshal(struct {
 		Metadata map[string]string `json:"__metadata__"` // written in the order of its keys
 		Coords   tensor            `json:"coords"`
 		Features tensor            `json:"features"`
 	}{
 		m.text(),
-		tensor{"I64", [2]int{rows, 2}, [2]int64{0, 16 * n}},
-		tensor{"F32", [2]int{rows, dim}, [2]int64{16 * n, 16*n + 4*n*d}},
+		tensor{"I64", append(slices.Clone(shape), 2), [2]int64{0, 16 * n}},
+		tensor{"F32", append(slices.Clone(shape), dim), [2]int64{16 * n, 16*n + 4*n*d}},
 	})
 	if err != nil {
 		return nil, failed("write bag", err)
