@@ -2,7 +2,6 @@ package ingest
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,7 +10,6 @@ import (
 	"time"
 
 	"coverslip"
-	"coverslip/encoder"
 	"coverslip/storage/bagfile"
 	"coverslip/storage/blob"
 	"coverslip/storage/queue"
@@ -26,7 +24,7 @@ func (in *Ingest) Work(ctx context.Context, job queue.Job, attempt queue.Attempt
 	if err != nil {
 		return err
 	}
-	state, err := in.embed(ctx, slide)
+	state, err := in.embed(ctx, slide, job.Budget)
 	switch kind := coverslip.KindOf(err); {
 	case err == nil:
 		return in.DB.SetState(ctx, slide.ID, state, "")
@@ -41,12 +39,12 @@ func (in *Ingest) Work(ctx context.Context, job queue.Job, attempt queue.Attempt
 }
 
 // embed makes sure of the bag, then of the embedding.
-func (in *Ingest) embed(ctx context.Context, slide coverslip.Slide) (coverslip.State, error) {
-	bag, err := in.Bag(ctx, slide)
+func (in *Ingest) embed(ctx context.Context, slide coverslip.Slide, budget coverslip.Budget) (coverslip.State, error) {
+	bag, err := in.bag(ctx, slide, budget)
 	if there, err := found(err); err != nil {
 		return "", err
 	} else if !there {
-		if bag, err = in.makeBag(ctx, slide); err != nil {
+		if bag, err = in.makeBag(ctx, slide, budget); err != nil {
 			return "", err
 		}
 	}
@@ -97,7 +95,8 @@ func (in *Ingest) Vector(ctx context.Context, path string, mppOfSlide float64) (
 	if err != nil {
 		return nil, err
 	}
-	if _, _, err := in.encode(ctx, row, files, spool, progress); err != nil {
+	job := reading{row: row, files: files, plan: in.planOf(row, in.Plan.Budget), progress: progress}
+	if _, _, err := in.encode(ctx, job, spool); err != nil {
 		return nil, err
 	}
 	size, err := spool.Seek(0, io.SeekEnd)
@@ -108,8 +107,10 @@ func (in *Ingest) Vector(ctx context.Context, path string, mppOfSlide float64) (
 	return v, coverslip.At(path, err)
 }
 
-// makeBag encodes a slide and publishes its bag: first the file, then the row.
-func (in *Ingest) makeBag(ctx context.Context, slide coverslip.Slide) (coverslip.Bag, error) {
+// makeBag encodes a slide and publishes its bag: first the file, then the row. Tiles that are in an
+// earlier bag of the slide, under another budget, or were encoded by a process that died, are not
+// encoded again.
+func (in *Ingest) makeBag(ctx context.Context, slide coverslip.Slide, budget coverslip.Budget) (coverslip.Bag, error) {
 	files, release, err := in.Local(ctx, slide)
 	if err != nil {
 		return coverslip.Bag{}, err
@@ -125,66 +126,50 @@ func (in *Ingest) makeBag(ctx context.Context, slide coverslip.Slide) (coverslip
 	defer os.Remove(spool.Name()) //nolint:errcheck // swept at the next start
 	defer spool.Close()
 
-	progress := func(done, total int) {
-		if in.Progress != nil {
-			in.Progress(slide.ID, done, total)
-		}
+	plan := in.planOf(slide, budget)
+	key := BagKey(slide.ID, plan, in.Mask, in.Model, nil)
+	earlier, err := in.earlier(ctx, slide, plan)
+	if err != nil {
+		return coverslip.Bag{}, err
 	}
-	plan, timings, err := in.encode(ctx, slide, files, spool, progress)
+	defer earlier.Close()
+	job := reading{row: slide, files: files, plan: plan, earlier: earlier, kept: &checkpoints{in.Blobs, key, in.Model.Dim, in.checkpointRows()},
+		progress: func(done, total int) {
+			if in.Progress != nil {
+				in.Progress(slide.ID, done, total)
+			}
+		}}
+	made, timings, err := in.encode(ctx, job, spool)
 	if err != nil {
 		return coverslip.Bag{}, renamed(err, slide.Name)
 	}
+	bag := coverslip.Bag{Key: key, Slide: slide.ID, Encoder: in.Model.Name, Tiles: len(made.Tiles), Dim: in.Model.Dim,
+		Plan: made.PlanParams, Timings: timings}
+	if bag, err = in.publish(ctx, bag, spool); err != nil {
+		return bag, err
+	}
+	if err := job.kept.remove(ctx); err != nil { // nobody reads them any more
+		in.Log.Warn("checkpoints were left behind", "slide", slide.ID, "err", err)
+	}
+	return bag, nil
+}
+
+// publish puts the bag in the spool into the blob store, then its row into the database.
+func (in *Ingest) publish(ctx context.Context, bag coverslip.Bag, spool *os.File) (coverslip.Bag, error) {
 	started := time.Now()
 	size, err := spool.Seek(0, io.SeekEnd)
 	if err == nil {
 		_, err = spool.Seek(0, io.SeekStart)
 	}
 	if err != nil {
-		return coverslip.Bag{}, diskError("read the bag back", spool.Name(), err)
+		return bag, diskError("read the bag back", spool.Name(), err)
 	}
-	key := BagKey(slide.ID, in.planOf(slide), in.Mask, in.Model)
-	if err := in.Blobs.Put(ctx, BagBlob(key), spool, size); err != nil {
-		return coverslip.Bag{}, err
+	if err := in.Blobs.Put(ctx, BagBlob(bag.Key), spool, size); err != nil {
+		return bag, err
 	}
-	bag := coverslip.Bag{Key: key, Slide: slide.ID, Encoder: in.Model.Name, Tiles: len(plan.Tiles), Dim: in.Model.Dim, Bytes: size,
-		Plan: plan.PlanParams, Timings: append(timings, coverslip.StageTime{Stage: "publish", Seconds: time.Since(started).Seconds()})}
+	bag.Bytes = size
+	bag.Timings = append(bag.Timings, coverslip.StageTime{Stage: "publish", Seconds: time.Since(started).Seconds()})
 	return bag, in.DB.PutBag(ctx, bag)
-}
-
-// encode is the pure part: the slide's files in, a bag file out.
-func (in *Ingest) encode(ctx context.Context, row coverslip.Slide, files []string, out io.Writer, progress func(done, total int)) (coverslip.Plan, []coverslip.StageTime, error) {
-	var times []coverslip.StageTime
-	clock := time.Now()
-	lap := func(stage string) {
-		times = append(times, coverslip.StageTime{Stage: stage, Seconds: time.Since(clock).Seconds()})
-		clock = time.Now()
-	}
-	slide, err := tiler.OpenFiles(ctx, row.Name, files)
-	if err != nil {
-		return coverslip.Plan{}, nil, err
-	}
-	defer slide.Close()
-	lap("open")
-	plan, _, err := slide.Plan(ctx, in.planOf(row), in.Mask)
-	if err != nil {
-		return plan, nil, err
-	}
-	lap("mask and plan")
-	w, err := bagfile.NewWriter(out, in.metadata(row, slide, plan), plan.Tiles, in.Model.Dim)
-	if err != nil {
-		return plan, nil, err
-	}
-	spent, err := encoder.Run(ctx, in.Encoder, slide.Tiles(plan), len(plan.Tiles), in.Workers,
-		func(_ int, features []float32) error { return w.Append(features) },
-		func(done int) { progress(done, len(plan.Tiles)) })
-	if err != nil {
-		return plan, nil, err
-	}
-	lap("read and encode")
-	times = append(times,
-		coverslip.StageTime{Stage: "read, summed over workers", Seconds: spent.ReadSeconds},
-		coverslip.StageTime{Stage: "encode, summed over workers", Seconds: spent.EncodeSeconds})
-	return plan, times, w.Close()
 }
 
 // Local gives paths to the slide's files. A blob in a folder has one; any other is copied first. The
@@ -253,15 +238,4 @@ func unchanged(ctx context.Context, slide coverslip.Slide, files []string) error
 		return &coverslip.Error{Kind: coverslip.Invalid, Op: "open slide", Path: remote.Shown(slide.Location), Err: fmt.Errorf("its bytes changed since it was registered as %s", slide.ID.Short()), Hint: "ingest it again, as a new slide"}
 	}
 	return nil
-}
-
-func (in *Ingest) metadata(row coverslip.Slide, slide *tiler.Slide, plan coverslip.Plan) bagfile.Metadata {
-	mask, err := json.Marshal(in.Mask)
-	if err != nil {
-		panic("ingest: mask parameters: " + err.Error()) // plain numbers and texts always marshal
-	}
-	return bagfile.Metadata{Slide: row.ID, SlideMPP: plan.SlideMPP.Value, SlideMPPSource: plan.SlideMPP.Source,
-		Reader: tiler.Reader + "+" + tiler.Resampler, ReaderVersion: slide.Reader,
-		Level: plan.Level, MPP: plan.MPP, TileSize: plan.Size, Overlap: plan.Overlap, MinTissue: plan.MinTissue, Mask: string(mask),
-		Encoder: in.Model.Name, EncoderSHA256: in.Model.SHA256, Version: coverslip.Version}
 }

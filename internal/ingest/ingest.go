@@ -43,10 +43,11 @@ type Ingest struct {
 	Encoder    encoder.Encoder // nil in a process that only registers slides
 	Model      coverslip.Model // of the encoder
 	Aggregator slidessl.Aggregator
-	Plan       coverslip.PlanParams // MPPOfSlide is each slide's own
+	Plan       coverslip.PlanParams // MPPOfSlide is each slide's own; Budget is of the jobs it adds
 	Mask       tissue.Params
 	Spool      string // a folder for files on their way: uploads, bags
 	Workers    int    // tiles encoded at once; 0 is one per core
+	Checkpoint int    // tiles after which what is encoded is kept in case this process dies; 0 is 512
 	Log        *slog.Logger
 
 	// Progress, if set, is told how many of a slide's tiles are encoded. It is called from the
@@ -60,9 +61,10 @@ func DefaultPlan(m coverslip.Model) coverslip.PlanParams {
 	return coverslip.PlanParams{MPP: m.TileMPP, Size: m.TileSize, MinTissue: 0.25}
 }
 
-// BagKey names a bag by what determines its content: the slide, how it is cut and read, the mask,
-// the encoder. Equal keys mean equal bytes, on one kind of processor.
-func BagKey(slide coverslip.SlideID, plan coverslip.PlanParams, mask tissue.Params, enc coverslip.Model) string {
+// BagKey names a bag by what determines its content: the slide, how it is cut and read, the mask, the
+// encoder and, of a bag of views, how they are made. Equal keys mean equal bytes, on one kind of
+// processor.
+func BagKey(slide coverslip.SlideID, plan coverslip.PlanParams, mask tissue.Params, enc coverslip.Model, views *coverslip.Views) string {
 	raw, err := json.Marshal(struct {
 		Slide         coverslip.SlideID
 		Plan          coverslip.PlanParams
@@ -71,7 +73,8 @@ func BagKey(slide coverslip.SlideID, plan coverslip.PlanParams, mask tissue.Para
 		Resampler     string
 		Match         float64
 		EncoderSHA256 string
-	}{slide, plan, mask, tiler.Reader, tiler.Resampler, tiler.MatchTolerance, enc.SHA256})
+		Views         *coverslip.Views `json:",omitempty"`
+	}{slide, plan, mask, tiler.Reader, tiler.Resampler, tiler.MatchTolerance, enc.SHA256, views})
 	if err != nil {
 		panic("ingest: a bag's key: " + err.Error()) // plain numbers and texts always marshal
 	}
@@ -85,18 +88,32 @@ func BagBlob(key string) string { return "bags/" + key + ".safetensors" }
 // slideBlob is where an uploaded slide's bytes lie in the blob store.
 func slideBlob(id coverslip.SlideID) string { return "slides/" + string(id) }
 
-// planOf is the plan for one slide: what everybody gets, and the user's word on its resolution.
-func (in *Ingest) planOf(s coverslip.Slide) coverslip.PlanParams {
+// planOf is the plan for one slide: what everybody gets, the budget its job gives it, and the user's
+// word on its resolution.
+func (in *Ingest) planOf(s coverslip.Slide, budget coverslip.Budget) coverslip.PlanParams {
 	p := in.Plan
+	p.Budget = budget
 	if s.MPP.Source == coverslip.MPPUser {
 		p.MPPOfSlide = s.MPP.Value
 	}
 	return p
 }
 
-// Bag returns the record of a slide's bag, as it would be made now; NotFound before it is.
+// Bag returns the record of the bag that a slide's embedding comes from, or that shows that it has no
+// tissue; NotFound before there is one.
 func (in *Ingest) Bag(ctx context.Context, s coverslip.Slide) (coverslip.Bag, error) {
-	return in.DB.Bag(ctx, BagKey(s.ID, in.planOf(s), in.Mask, in.Model))
+	e, err := in.Embedding(ctx, s.ID)
+	if there, err := found(err); err != nil {
+		return coverslip.Bag{}, err
+	} else if there {
+		return in.DB.Bag(ctx, e.Bag)
+	}
+	return in.bag(ctx, s, in.Plan.Budget)
+}
+
+// bag returns the record of the bag as it would be made now.
+func (in *Ingest) bag(ctx context.Context, s coverslip.Slide, budget coverslip.Budget) (coverslip.Bag, error) {
+	return in.DB.Bag(ctx, BagKey(s.ID, in.planOf(s, budget), in.Mask, in.Model, nil))
 }
 
 // Embedding returns a slide's embedding under this encoder and aggregator; NotFound where it has none.
@@ -114,7 +131,7 @@ func (in *Ingest) embedded(ctx context.Context, s coverslip.Slide) (bool, error)
 	if s.State != coverslip.Embedded && s.State != coverslip.NoTissue {
 		return false, nil
 	}
-	bag, err := in.Bag(ctx, s)
+	bag, err := in.bag(ctx, s, in.Plan.Budget)
 	if ok, err := found(err); !ok || s.State == coverslip.NoTissue {
 		return ok, err
 	}

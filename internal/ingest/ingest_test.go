@@ -475,8 +475,8 @@ func TestBagKeyChangesWithWhatChangesTheBag(t *testing.T) {
 		}
 		seen[key] = name
 	}
-	add("plain", ingest.BagKey(id, plan, mask, model))
-	add("slide", ingest.BagKey(coverslip.SlideID(strings.Repeat("b", 64)), plan, mask, model))
+	add("plain", ingest.BagKey(id, plan, mask, model, nil))
+	add("slide", ingest.BagKey(coverslip.SlideID(strings.Repeat("b", 64)), plan, mask, model, nil))
 	for name, change := range map[string]func(*coverslip.PlanParams){
 		"mpp": func(p *coverslip.PlanParams) { p.MPP = 1 }, "size": func(p *coverslip.PlanParams) { p.Size = 256 },
 		"overlap": func(p *coverslip.PlanParams) { p.Overlap = 1 }, "least tissue": func(p *coverslip.PlanParams) { p.MinTissue = 0.5 },
@@ -484,17 +484,17 @@ func TestBagKeyChangesWithWhatChangesTheBag(t *testing.T) {
 	} {
 		p := plan
 		change(&p)
-		add(name, ingest.BagKey(id, p, mask, model))
+		add(name, ingest.BagKey(id, p, mask, model, nil))
 	}
 	m := mask
 	m.Closing++
-	add("mask", ingest.BagKey(id, plan, m, model))
+	add("mask", ingest.BagKey(id, plan, m, model, nil))
 	e := model
 	e.SHA256 = strings.Repeat("c", 64)
-	add("encoder", ingest.BagKey(id, plan, mask, e))
+	add("encoder", ingest.BagKey(id, plan, mask, e, nil))
 	e = model
 	e.Name = "the same file under another name"
-	if ingest.BagKey(id, plan, mask, e) != ingest.BagKey(id, plan, mask, model) {
+	if ingest.BagKey(id, plan, mask, e, nil) != ingest.BagKey(id, plan, mask, model, nil) {
 		t.Error("a name changes the key")
 	}
 }

@@ -200,7 +200,7 @@ func (in *Ingest) register(ctx context.Context, slide coverslip.Slide, mppOfSlid
 			return err
 		}
 		// The slide's state follows its job.
-		if out.Queued, err = in.Queue.Enqueue(ctx, tx.Pgx(), queue.Job{Slide: slide.ID, Encoder: in.Model.Name, Aggregator: in.Aggregator.Model().Name}); err != nil {
+		if out.Queued, err = in.Queue.Enqueue(ctx, tx.Pgx(), queue.Job{Slide: slide.ID, Encoder: in.Model.Name, Aggregator: in.Aggregator.Model().Name, Budget: in.Plan.Budget}); err != nil {
 			return err
 		}
 		out.Slide, err = tx.Slide(ctx, slide.ID)

@@ -31,6 +31,7 @@ type Job struct {
 	Slide      coverslip.SlideID `json:"slide"`
 	Encoder    string            `json:"encoder"`
 	Aggregator string            `json:"aggregator"`
+	Budget     coverslip.Budget  `json:"budget,omitzero"`
 }
 
 // Kind is River's name for the job; the trigger in migrations/00002 goes by it too.

@@ -1,0 +1,269 @@
+package ingest
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"io"
+	"slices"
+	"time"
+
+	"coverslip"
+	"coverslip/encoder"
+	"coverslip/slidessl"
+	"coverslip/storage/bagfile"
+	"coverslip/tiler"
+)
+
+// reading is what encode needs to know of one slide.
+type reading struct {
+	row      coverslip.Slide
+	files    []string
+	plan     coverslip.PlanParams
+	earlier  *earlier     // features that need not be encoded; nil: none
+	kept     *checkpoints // of this bag, from a process that died; nil: none are kept
+	progress func(done, total int)
+}
+
+const (
+	// A budget with a tolerance looks after so many tiles first: with fewer, how well the mean is
+	// known is not known itself.
+	leastDrawn = 64
+	// mostDrawn ends it where the tolerance is never met. The standard error is then an eighth of
+	// what it was at the first look.
+	mostDrawn = 4096
+)
+
+// nextLook is after how many tiles a budget with a tolerance is looked at again: every 32, later every
+// eighth more, always whole batches.
+func nextLook(drawn int) int {
+	return drawn + max(32, drawn/8/encoder.BatchSize*encoder.BatchSize)
+}
+
+// encode is the pure part: the slide's files in, a bag file out. The plan it returns lists the tiles
+// of the bag.
+func (in *Ingest) encode(ctx context.Context, job reading, out io.Writer) (coverslip.Plan, []coverslip.StageTime, error) {
+	var clock stopwatch
+	clock.start()
+	slide, err := tiler.OpenFiles(ctx, job.row.Name, job.files)
+	if err != nil {
+		return coverslip.Plan{}, nil, err
+	}
+	defer slide.Close()
+	clock.lap("open")
+	plan, _, err := slide.Plan(ctx, job.plan, in.Mask)
+	if err != nil {
+		return plan, nil, err
+	}
+	clock.lap("mask and plan")
+	pass := &pass{in: in, job: job, src: func(first, n int) encoder.TileReader {
+		part := plan
+		part.Tiles = plan.Tiles[first : first+n]
+		return slide.Tiles(part)
+	}, tile: func(i int) coverslip.Tile { return plan.Tiles[i] }, n: len(plan.Tiles)}
+	if plan.Budget.Tolerance > 0 {
+		err = in.encodeUntilKnown(ctx, pass, slide, &plan, out)
+	} else {
+		err = in.encodeAll(ctx, pass, slide, plan, out)
+	}
+	if err != nil {
+		return plan, nil, err
+	}
+	clock.lap("read and encode")
+	return plan, append(clock.times,
+		coverslip.StageTime{Stage: "read, summed over workers", Seconds: pass.spent.ReadSeconds},
+		coverslip.StageTime{Stage: "encode, summed over workers", Seconds: pass.spent.EncodeSeconds}), nil
+}
+
+// encodeAll writes the bag of all tiles of the plan as it goes.
+func (in *Ingest) encodeAll(ctx context.Context, pass *pass, slide *tiler.Slide, plan coverslip.Plan, out io.Writer) error {
+	w, err := bagfile.NewWriter(out, in.metadata(pass.job.row, slide, plan, nil), plan.Tiles, in.Model.Dim)
+	if err != nil {
+		return err
+	}
+	pass.sink = func(_ int, features []float32) error { return w.Append(features) }
+	if err := pass.resume(ctx); err != nil {
+		return err
+	}
+	if err := pass.run(ctx, len(plan.Tiles)); err != nil {
+		return err
+	}
+	return w.Close()
+}
+
+// encodeUntilKnown encodes tiles until the budget's tolerance is met, cuts the plan to them, and writes
+// their bag. Where it stops does not depend on the number of workers.
+func (in *Ingest) encodeUntilKnown(ctx context.Context, pass *pass, slide *tiler.Slide, plan *coverslip.Plan, out io.Writer) error {
+	most := min(cmp.Or(plan.Budget.Tiles, mostDrawn), len(plan.Tiles))
+	pass.n = most
+	place := make([]int, len(plan.Tiles))
+	for p, i := range tiler.AlongCurve(plan.Tiles) {
+		place[i] = p
+	}
+	known := slidessl.NewPrecision(len(plan.Tiles), in.Model.Dim)
+	var all []float32
+	pass.sink = func(_ int, features []float32) error {
+		all = append(all, features...)
+		return nil
+	}
+	if err := pass.resume(ctx); err != nil {
+		return err
+	}
+	looked, drawn := 0, min(leastDrawn, most)
+	for {
+		if err := pass.run(ctx, drawn); err != nil {
+			return err
+		}
+		for ; looked < drawn; looked++ {
+			known.Add(place[looked], all[looked*in.Model.Dim:][:in.Model.Dim])
+		}
+		if drawn == most || known.Error() <= plan.Budget.Tolerance {
+			break
+		}
+		drawn = min(nextLook(drawn), most)
+	}
+	plan.Tiles = plan.Tiles[:drawn]
+	w, err := bagfile.NewWriter(out, in.metadata(pass.job.row, slide, *plan, nil), plan.Tiles, in.Model.Dim)
+	if err != nil {
+		return err
+	}
+	if err := w.Append(all[:drawn*in.Model.Dim]); err != nil { // of a process that died there may be more
+		return err
+	}
+	return w.Close()
+}
+
+// pass produces the features of items 0 to n-1 in order, each once, from what is there already or by
+// encoding it.
+type pass struct {
+	in   *Ingest
+	job  reading
+	n    int
+	src  func(first, n int) encoder.TileReader // of items first to first+n-1, the first being 0
+	tile func(i int) coverslip.Tile
+	sink func(item int, features []float32) error // item and those after it
+
+	done  int       // items produced
+	chunk []float32 // of those, what is not in a checkpoint yet
+	spent encoder.Timings
+}
+
+// resume takes what a process that died had produced.
+func (p *pass) resume(ctx context.Context) (err error) {
+	if p.job.kept == nil {
+		return nil
+	}
+	p.done, err = p.job.kept.load(ctx, p.n, p.sink)
+	return err
+}
+
+// run goes on up to item end.
+func (p *pass) run(ctx context.Context, end int) error {
+	dim := p.in.Model.Dim
+	first := p.done
+	if end <= first {
+		return nil
+	}
+	row := make([]float32, dim)
+	var missing []int // items to encode, from first on
+	for i := first; i < end; i++ {
+		if !p.job.earlier.has(p.tile(i)) {
+			missing = append(missing, i-first)
+		}
+	}
+	take := func(upTo int) error { // what is there already
+		for p.done < upTo {
+			if err := p.job.earlier.features(row, p.tile(p.done)); err != nil {
+				return err
+			}
+			if err := p.emit(ctx, row); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	spent, err := encoder.Run(ctx, p.in.Encoder, picked{p.src(first, end-first), missing}, len(missing), p.in.Workers,
+		func(k int, features []float32) error {
+			for ; len(features) > 0; k, features = k+1, features[dim:] {
+				if err := take(first + missing[k]); err != nil {
+					return err
+				}
+				if err := p.emit(ctx, features[:dim]); err != nil {
+					return err
+				}
+			}
+			return nil
+		}, func(int) { p.job.progress(p.done, p.n) })
+	p.spent.ReadSeconds += spent.ReadSeconds
+	p.spent.EncodeSeconds += spent.EncodeSeconds
+	if err != nil {
+		return err
+	}
+	err = take(end)
+	p.job.progress(p.done, p.n)
+	return err
+}
+
+// emit hands over the features of the next item.
+func (p *pass) emit(ctx context.Context, features []float32) error {
+	if err := p.sink(p.done, features); err != nil {
+		return err
+	}
+	p.done++
+	if k := p.job.kept; k != nil {
+		p.chunk = append(p.chunk, features...)
+		if len(p.chunk) == k.rows*k.dim {
+			if err := k.save(ctx, p.done-k.rows, p.chunk); err != nil {
+				return err
+			}
+			p.chunk = p.chunk[:0]
+		}
+	}
+	return nil
+}
+
+// picked reads only some of a reader's tiles.
+type picked struct {
+	all   encoder.TileReader
+	which []int
+}
+
+func (p picked) ReadTile(ctx context.Context, dst []uint8, i int) error {
+	return p.all.ReadTile(ctx, dst, p.which[i])
+}
+
+func (in *Ingest) metadata(row coverslip.Slide, slide *tiler.Slide, plan coverslip.Plan, views *coverslip.Views) bagfile.Metadata {
+	m := bagfile.Metadata{Slide: row.ID, SlideMPP: plan.SlideMPP.Value, SlideMPPSource: plan.SlideMPP.Source,
+		Reader: tiler.Reader + "+" + tiler.Resampler, ReaderVersion: slide.Reader,
+		Level: plan.Level, MPP: plan.MPP, TileSize: plan.Size, Overlap: plan.Overlap, MinTissue: plan.MinTissue, Mask: text(in.Mask),
+		Found: plan.Found, Encoder: in.Model.Name, EncoderSHA256: in.Model.SHA256, Version: coverslip.Version}
+	if plan.Budget != (coverslip.Budget{}) {
+		m.Budget = text(plan.Budget)
+	}
+	if views != nil {
+		m.Views = text(views)
+	}
+	return m
+}
+
+func text(v any) string {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		panic("ingest: metadata: " + err.Error()) // plain numbers and texts always marshal
+	}
+	return string(raw)
+}
+
+// stopwatch measures stages that follow each other.
+type stopwatch struct {
+	at    time.Time
+	times []coverslip.StageTime
+}
+
+func (s *stopwatch) start() { s.at = time.Now() }
+
+func (s *stopwatch) lap(stage string) {
+	now := time.Now()
+	s.times = append(slices.Clip(s.times), coverslip.StageTime{Stage: stage, Seconds: now.Sub(s.at).Seconds()})
+	s.at = now
+}
