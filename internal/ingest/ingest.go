@@ -29,10 +29,10 @@ import (
 	"coverslip/tiler/tissue"
 )
 
-// Enqueuer adds a job in the caller's transaction; added is false when the same job waits or runs
-// already.
+// Enqueuer adds a job in the caller's transaction; added is false when the same job, whose number id
+// is, waits or runs already.
 type Enqueuer interface {
-	Enqueue(ctx context.Context, tx pgx.Tx, job queue.Job) (added bool, err error)
+	Enqueue(ctx context.Context, tx pgx.Tx, job queue.Job) (id int64, added bool, err error)
 }
 
 // Ingest holds what every slide is processed with. It is safe for concurrent use.

@@ -200,13 +200,18 @@ func (in *Ingest) register(ctx context.Context, slide coverslip.Slide, mppOfSlid
 			return err
 		}
 		// The slide's state follows its job.
-		if out.Queued, err = in.Queue.Enqueue(ctx, tx.Pgx(), queue.Job{Slide: slide.ID, Encoder: in.Model.Name, Aggregator: in.Aggregator.Model().Name, Budget: in.Plan.Budget}); err != nil {
+		if _, out.Queued, err = in.Queue.Enqueue(ctx, tx.Pgx(), in.job(slide.ID)); err != nil {
 			return err
 		}
 		out.Slide, err = tx.Slide(ctx, slide.ID)
 		return err
 	})
 	return out, err
+}
+
+// job takes a slide to its embedding.
+func (in *Ingest) job(id coverslip.SlideID) queue.Job {
+	return queue.Job{Slide: id, Encoder: in.Model.Name, Aggregator: in.Aggregator.Model().Name, Budget: in.Plan.Budget}
 }
 
 // lies reports whether a slide's bytes are still where they were registered. Blobs and what is in

@@ -26,12 +26,14 @@ import (
 	"coverslip/storage/internal/pgerr"
 )
 
-// Job asks for a slide's bag under an encoder, and for its embedding under an aggregator.
+// Job asks for a slide's bag under an encoder, and for its embedding under an aggregator; or, with
+// Views, for a bag of views and no embedding.
 type Job struct {
 	Slide      coverslip.SlideID `json:"slide"`
 	Encoder    string            `json:"encoder"`
-	Aggregator string            `json:"aggregator"`
+	Aggregator string            `json:"aggregator,omitempty"`
 	Budget     coverslip.Budget  `json:"budget,omitzero"`
+	Views      *coverslip.Views  `json:"views,omitempty"`
 }
 
 // Kind is River's name for the job; the trigger in migrations/00002 goes by it too.
@@ -48,6 +50,13 @@ func (Job) InsertOpts() river.InsertOpts {
 		}},
 	}
 }
+
+// viewsJob is a Job with Views. Its kind is its own, because a slide's state does not follow it: the
+// slide has its embedding, or not, whatever becomes of its views.
+type viewsJob Job
+
+func (viewsJob) Kind() string                  { return "encode_views" }
+func (viewsJob) InsertOpts() river.InsertOpts { return Job{}.InsertOpts() }
 
 // MaxAttempts is how often a job is tried before it is given up, after 3 s, 15 s, 75 s and 6 min:
 // long enough for a store or a database to come back.
@@ -102,7 +111,14 @@ func New(pool *pgxpool.Pool, c Config) (*Queue, error) {
 	if c.Work != nil {
 		config.Workers = river.NewWorkers()
 		config.Queues = map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: max(c.Workers, 1)}}
-		if err := river.AddWorkerSafely(config.Workers, &worker{work: c.Work}); err != nil {
+		err := errors.Join(
+			river.AddWorkerSafely(config.Workers, river.WorkFunc(func(ctx context.Context, job *river.Job[Job]) error {
+				return do(ctx, c.Work, job.JobRow, job.Args)
+			})),
+			river.AddWorkerSafely(config.Workers, river.WorkFunc(func(ctx context.Context, job *river.Job[viewsJob]) error {
+				return do(ctx, c.Work, job.JobRow, Job(job.Args))
+			})))
+		if err != nil {
 			return nil, pgerr.Wrap("set up the queue", err)
 		}
 	}
@@ -140,14 +156,35 @@ func (q *Queue) Stop(ctx context.Context) error {
 	return nil
 }
 
-// Enqueue adds a job in the caller's transaction. It is false, and adds nothing, when the same job
-// waits or runs already.
-func (q *Queue) Enqueue(ctx context.Context, tx pgx.Tx, job Job) (added bool, err error) {
-	r, err := q.client.InsertTx(ctx, tx, job, nil)
-	if err != nil {
-		return false, pgerr.OfSlide(job.Slide, "enqueue the slide", err)
+// Enqueue adds a job in the caller's transaction. added is false, and nothing is added, when the same
+// job waits or runs already; id is its number then.
+func (q *Queue) Enqueue(ctx context.Context, tx pgx.Tx, job Job) (id int64, added bool, err error) {
+	var args river.JobArgs = job
+	if job.Views != nil {
+		args = viewsJob(job)
 	}
-	return !r.UniqueSkippedAsDuplicate, nil
+	r, err := q.client.InsertTx(ctx, tx, args, nil)
+	if err != nil {
+		return 0, false, pgerr.OfSlide(job.Slide, "enqueue the slide", err)
+	}
+	return r.Job.ID, !r.UniqueSkippedAsDuplicate, nil
+}
+
+// Wait returns once the job has ended, well or not; see Status.State.
+func (q *Queue) Wait(ctx context.Context, id int64) (Status, error) {
+	look := time.NewTicker(250 * time.Millisecond)
+	defer look.Stop()
+	for {
+		s, err := one(id, "wait for the job")(q.client.JobGet(ctx, id))
+		if err != nil || s.Finished != nil {
+			return s, err
+		}
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return s, pgerr.Wrap("wait for the job", ctx.Err())
+		}
+	}
 }
 
 // Release makes every job that is marked running available at once, and returns how many there were.
@@ -192,13 +229,9 @@ func (backoff) NextRetry(job *rivertype.JobRow) time.Time {
 	return time.Now().Add(wait)
 }
 
-type worker struct {
-	river.WorkerDefaults[Job]
-	work func(context.Context, Job, Attempt) error
-}
-
-func (w *worker) Work(ctx context.Context, job *river.Job[Job]) error {
-	err := w.work(ctx, job.Args, Attempt{Job: job.ID, Number: job.Attempt, Last: job.Attempt >= job.MaxAttempts})
+// do works on one job and tells River, in its terms, how that ended.
+func do(ctx context.Context, work func(context.Context, Job, Attempt) error, row *rivertype.JobRow, job Job) error {
+	err := work(ctx, job, Attempt{Job: row.ID, Number: row.Attempt, Last: row.Attempt >= row.MaxAttempts})
 	switch {
 	case err == nil:
 		return nil
@@ -238,7 +271,7 @@ type Filter struct {
 // List returns jobs, the newest first. Jobs that ended well are kept for a day, others for a week.
 func (q *Queue) List(ctx context.Context, f Filter) ([]Status, error) {
 	const op = "list jobs"
-	params := river.NewJobListParams().Kinds(Job{}.Kind()).OrderBy(river.JobListOrderByID, river.SortOrderDesc).
+	params := river.NewJobListParams().Kinds(Job{}.Kind(), viewsJob{}.Kind()).OrderBy(river.JobListOrderByID, river.SortOrderDesc).
 		First(min(cmp.Or(f.Limit, 100), 10_000))
 	if len(f.States) > 0 {
 		states := make([]rivertype.JobState, len(f.States))

@@ -92,7 +92,7 @@ func (b *bench) tryAdd(name string) (id coverslip.SlideID, added bool, err error
 		if _, _, err := tx.Register(b.t.Context(), coverslip.Slide{ID: id, Name: name, Location: "/" + name}); err != nil {
 			return err
 		}
-		added, err = b.q.Enqueue(b.t.Context(), tx.Pgx(), queue.Job{Slide: id, Encoder: "e", Aggregator: "mean"})
+		_, added, err = b.q.Enqueue(b.t.Context(), tx.Pgx(), queue.Job{Slide: id, Encoder: "e", Aggregator: "mean"})
 		return err
 	})
 	return id, added, err
@@ -201,7 +201,7 @@ func TestRolledBackWithTheSlide(t *testing.T) {
 	b := newBench(t, queue.Config{})
 	sorry := errors.New("sorry")
 	err := b.db.InTx(t.Context(), func(tx *storage.Tx) error {
-		_, err := b.q.Enqueue(t.Context(), tx.Pgx(), queue.Job{Slide: "x"})
+		_, _, err := b.q.Enqueue(t.Context(), tx.Pgx(), queue.Job{Slide: "x"})
 		fatal(t, err)
 		return sorry
 	})
