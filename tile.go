@@ -15,6 +15,8 @@ type PlanParams struct {
 	MinTissue  float64 `json:"min_tissue"`             // least share of tissue for a tile to be listed, 0 to 1
 	MPPOfSlide float64 `json:"mpp_of_slide,omitempty"` // the user's word for level 0; 0 leaves it to the file
 	Budget     Budget  `json:"budget,omitzero"`
+	// SkipBadTiles leaves out tiles whose bytes are damaged. Without it, one such tile fails the slide.
+	SkipBadTiles bool `json:"skip_bad_tiles,omitempty"`
 }
 
 // Budget bounds how many of a slide's tiles are encoded. They are drawn in an order that is spread
@@ -51,4 +53,13 @@ type Plan struct {
 	Rows     int     `json:"rows"`
 	Found    int     `json:"found"` // tiles with enough tissue; Tiles are fewer where there is a budget
 	Tiles    []Tile  `json:"tiles"`
+	// Skipped are the tiles that SkipBadTiles left out, in the order they would have had.
+	Skipped []SkippedTile `json:"skipped,omitempty"`
+}
+
+// SkippedTile is a tile that could not be decoded.
+type SkippedTile struct {
+	X   int64  `json:"x"` // level-0 pixels
+	Y   int64  `json:"y"`
+	Why string `json:"why"` // for people; its wording may differ between machines
 }

@@ -16,13 +16,13 @@ import (
 	"coverslip/tiler/vips"
 )
 
-// decoder chooses what decodes the pixels of a TIFF: tiles of JPEG and of RGB in JPEG 2000 are
-// decoded one by one and laid together here, everything else is libvips'.
+// decoder chooses what decodes the pixels of a TIFF: tiles of JPEG, and of RGB in JPEG 2000 and deflate,
+// are decoded one by one and laid together here, everything else is libvips'.
 func decoder(path string, r tiff.RangeReader, index *tiff.File, levels []coverslip.Level) (Pixels, error) {
 	out := &mixedPixels{ahead: asAhead(r)}
 	cache := newTileCache(cacheBytes)
 	for i, l := range index.Levels {
-		p, err := levelDecoder(path, r, l.Dir, levels[i], cache)
+		p, err := levelDecoder(path, r, l.Dir, levels[i], cache, index.Format == tiff.FormatPhilips)
 		if err != nil {
 			_ = out.Close()
 			return nil, inLevel(i, err)
@@ -32,18 +32,23 @@ func decoder(path string, r tiff.RangeReader, index *tiff.File, levels []coversl
 	return out, nil
 }
 
-func levelDecoder(path string, r tiff.RangeReader, d *tiff.Dir, level coverslip.Level, cache *tileCache) (levelPixels, error) {
+// levelDecoder chooses for one level. Only in a sparse file may tiles have no bytes: Philips leaves out
+// empty glass, others lose tiles.
+func levelDecoder(path string, r tiff.RangeReader, d *tiff.Dir, level coverslip.Level, cache *tileCache, sparse bool) (levelPixels, error) {
 	if d.Orientation == 1 && !d.Planar && d.BitsPerSample == 8 && d.TileWidth*d.TileHeight*3 <= cacheBytes {
 		if c, ok := jpegColor(d); ok {
 			codec, err := newJPEGTiles(jpeg.Stream{Tables: d.JPEGTables, Color: c, Width: d.TileWidth, Height: d.TileHeight})
 			if err != nil {
 				return nil, err
 			}
-			return newTiledPixels(r, d, codec, cache), nil
+			return newTiledPixels(r, d, codec, cache, sparse), nil
 		}
 		// libvips 8.14 takes every JPEG 2000 tile of a TIFF for YCbCr.
 		if (d.Compression == tiff.JPEG2000RGB || d.Compression == tiff.JPEG2000 && d.Photometric == tiff.RGB) && d.SamplesPerPixel == 3 {
-			return newTiledPixels(r, d, jpeg2000Tiles{d.TileWidth, d.TileHeight}, cache), nil
+			return newTiledPixels(r, d, jpeg2000Tiles{d.TileWidth, d.TileHeight}, cache, sparse), nil
+		}
+		if codec, ok := deflated(d); ok {
+			return newTiledPixels(r, d, codec, cache, sparse), nil
 		}
 	}
 	var im *vips.Image
@@ -60,7 +65,7 @@ func levelDecoder(path string, r tiff.RangeReader, d *tiff.Dir, level coverslip.
 		defer im.Close()
 		return nil, &coverslip.Error{Kind: coverslip.Invalid, Op: "open slide", Err: fmt.Errorf("the index says %d × %d pixels, the decoder %d × %d", level.Width, level.Height, im.Width, im.Height), Hint: "export the slide again"}
 	}
-	return vipsPixels{im}, nil
+	return vipsPixels{im: im, tiles: true}, nil
 }
 
 // jpegColor says what the components of a directory's JPEG tiles are, if they are for tiler/jpeg. The
@@ -123,10 +128,17 @@ func (p *mixedPixels) Close() error {
 }
 
 // vipsPixels decodes through libvips.
-type vipsPixels struct{ im *vips.Image }
+type vipsPixels struct {
+	im    *vips.Image
+	tiles bool // what fails leaves the rest readable
+}
 
 func (p vipsPixels) readRegion(_ context.Context, dst []byte, _, x, y, w, h int) error {
-	return p.im.ReadRegion(dst, x, y, w, h)
+	err := p.im.ReadRegion(dst, x, y, w, h)
+	if p.tiles {
+		err = damaged(err)
+	}
+	return err
 }
 
 func (p vipsPixels) shrinks() int { return 1 }
@@ -152,6 +164,7 @@ type tileGrid struct {
 	tile func(column, row int) (r tiff.RangeReader, off, n int64)
 	// payload returns what of these bytes, which it may change, is for the codec; nil for all.
 	payload func(data []byte) ([]byte, error)
+	sparse  bool // tiles without bytes are empty glass; elsewhere they are damage
 }
 
 // ranges lists where the tiles of regions lie in the file, each once, by the group it is wanted in
@@ -191,11 +204,11 @@ type tileCodec interface {
 	close()
 }
 
-func newTiledPixels(r tiff.RangeReader, d *tiff.Dir, codec tileCodec, cache *tileCache) *tiledPixels {
+func newTiledPixels(r tiff.RangeReader, d *tiff.Dir, codec tileCodec, cache *tileCache, sparse bool) *tiledPixels {
 	return tiled(&tileGrid{d.Width, d.Height, d.TileWidth, d.TileHeight, func(column, row int) (tiff.RangeReader, int64, int64) {
 		off, n := d.Tile(column, row)
 		return r, off, n
-	}, nil}, codec, cache)
+	}, nil, sparse}, codec, cache)
 }
 
 func tiled(g *tileGrid, codec tileCodec, cache *tileCache) *tiledPixels {
@@ -261,7 +274,7 @@ func (p *tiledPixels) held(ctx context.Context, key tileKey, whole bool) (*heldT
 func (p *tiledPixels) load(ctx context.Context, dst []byte, stride int, key tileKey) error {
 	r, off, n := p.grid.tile(key.column, key.row)
 	rows := min(p.grid.tileHeight, p.grid.height-key.row*p.grid.tileHeight)
-	if n == 0 { // left out by the scanner: empty glass
+	if n == 0 && p.grid.sparse { // left out by the scanner: empty glass
 		for y := range ceilDiv(rows, key.shrink) {
 			for i := range p.grid.tileWidth / key.shrink * 3 {
 				dst[y*stride+i] = 255
@@ -270,8 +283,8 @@ func (p *tiledPixels) load(ctx context.Context, dst []byte, stride int, key tile
 		return nil
 	}
 	// No encoder makes more bytes of a tile than this, and they are memory.
-	if raw := int64(p.grid.tileWidth) * int64(p.grid.tileHeight) * 3; n > 4*raw+1<<20 {
-		return inFileTile(key, &coverslip.Error{Kind: coverslip.Invalid, Op: "decode", Err: fmt.Errorf("%d bytes for %d × %d pixels", n, p.grid.tileWidth, p.grid.tileHeight), Hint: "the file is damaged; export it from the scanner or upload it again"})
+	if raw := int64(p.grid.tileWidth) * int64(p.grid.tileHeight) * 3; n == 0 || n > 4*raw+1<<20 {
+		return inFileTile(key, damaged(&coverslip.Error{Kind: coverslip.Invalid, Op: "decode", Err: fmt.Errorf("%d bytes for %d × %d pixels", n, p.grid.tileWidth, p.grid.tileHeight), Hint: hintDamaged}))
 	}
 	buffer, _ := p.files.Get().(*[]byte)
 	defer p.files.Put(buffer)
@@ -285,11 +298,13 @@ func (p *tiledPixels) load(ctx context.Context, dst []byte, stride int, key tile
 	if p.grid.payload != nil {
 		var err error
 		if data, err = p.grid.payload(data); err != nil {
-			return inFileTile(key, err)
+			return inFileTile(key, damaged(err))
 		}
 	}
-	return inFileTile(key, p.codec.decode(dst, stride, rows, key.shrink, data))
+	return inFileTile(key, damaged(p.codec.decode(dst, stride, rows, key.shrink, data)))
 }
+
+const hintDamaged = "the file is damaged; export it from the scanner or upload it again, or leave such tiles out with --skip-bad-tiles"
 
 func ceilDiv(n, d int) int { return (n + d - 1) / d }
 
@@ -347,27 +362,6 @@ func (t *jpegTiles) close() {
 		}
 	}
 }
-
-// jpeg2000Tiles decodes through libvips.
-type jpeg2000Tiles struct{ width, height int }
-
-func (t jpeg2000Tiles) shrinks() int { return 1 }
-
-func (t jpeg2000Tiles) decode(dst []byte, stride, rows, _ int, data []byte) error {
-	if stride == t.width*3 && rows == t.height {
-		return vips.DecodeJPEG2000(dst[:rows*stride], data, t.width, t.height)
-	}
-	rgb := make([]byte, t.width*t.height*3)
-	if err := vips.DecodeJPEG2000(rgb, data, t.width, t.height); err != nil {
-		return err
-	}
-	for y := range rows {
-		copy(dst[y*stride:], rgb[y*t.width*3:(y+1)*t.width*3])
-	}
-	return nil
-}
-
-func (t jpeg2000Tiles) close() {}
 
 // cacheBytes bounds the decoded tiles a slide keeps. Where the tiles of a plan do not align with the
 // file's own, each of those is wanted twice in a row of the plan, and twice again in the next: this

@@ -147,7 +147,7 @@ func TestPixelsEqualLibvips(t *testing.T) {
 			}
 			r, index := indexed(t, path)
 			d := index.Dirs[c.page]
-			p, err := levelDecoder(path, r, d, coverslip.Level{Width: d.Width, Height: d.Height}, newTileCache(1<<20))
+			p, err := levelDecoder(path, r, d, coverslip.Level{Width: d.Width, Height: d.Height}, newTileCache(1<<20), false)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -361,7 +361,7 @@ func (s sample) open(t testing.TB, codec tileCodec, cache *tileCache) *tiledPixe
 	if err != nil {
 		t.Fatal(err)
 	}
-	return newTiledPixels(r, index.Levels[0].Dir, codec, cache)
+	return newTiledPixels(r, index.Levels[0].Dir, codec, cache, true)
 }
 
 // counter decodes tiles that are only their number, as four bytes, and counts how often each is.
@@ -616,7 +616,7 @@ func BenchmarkTile(b *testing.B) {
 			b.Fatal(err)
 		}
 		b.Cleanup(im.Close)
-		return vipsPixels{im}
+		return vipsPixels{im: im}
 	}
 	slide, _, err := vips.OpenSlide(path, 0)
 	levels, _ := s.pixels.(*mixedPixels)

@@ -34,7 +34,7 @@ func openDICOM(ctx context.Context, files []dicom.NamedReader) (*Slide, error) {
 				return nil, 0, 0
 			}
 			return files[file], off, n
-		}, l.Payload}
+		}, l.Payload, true}
 		out.levels = append(out.levels, tiled(grid, codec, cache))
 		s.Levels = append(s.Levels, l.Level)
 	}

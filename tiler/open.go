@@ -296,7 +296,7 @@ func openVendor(ctx context.Context, path, format string) (*Slide, error) {
 			_ = p.Close()
 			return nil, inLevel(i, err)
 		}
-		p.levels = append(p.levels, vipsPixels{im})
+		p.levels = append(p.levels, vipsPixels{im: im})
 		if i == 0 {
 			count = max(int(number(properties["openslide.level-count"])), 1)
 			s.Width, s.Height = im.Width, im.Height

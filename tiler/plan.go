@@ -31,6 +31,9 @@ type Overview struct {
 // Plan lists the tiles of a slide that hold at least p.MinTissue of tissue. The grid starts at the
 // top-left corner. A tile that reaches over the right or lower edge counts as a whole tile, and
 // what is outside is white and no tissue. Without any tissue the plan is empty and err is nil.
+//
+// With p.SkipBadTiles every tile of the plan is read, and those that touch damaged bytes are left out
+// and listed. What the damage hides from the mask is taken for tissue, so that it is listed, too.
 func (s *Slide) Plan(ctx context.Context, p coverslip.PlanParams, mask tissue.Params) (coverslip.Plan, *Overview, error) {
 	if err := checkParams(p); err != nil {
 		return coverslip.Plan{}, nil, coverslip.At(s.Path, err)
@@ -43,7 +46,11 @@ func (s *Slide) Plan(ctx context.Context, p coverslip.PlanParams, mask tissue.Pa
 	if err := s.chooseLevel(&plan); err != nil {
 		return plan, nil, err
 	}
-	overview, err := s.overview(ctx, mpp.Value, mask)
+	var holes *[]image.Rectangle
+	if p.SkipBadTiles {
+		holes = new([]image.Rectangle)
+	}
+	overview, err := s.overview(ctx, mpp.Value, mask, holes)
 	if err != nil {
 		return plan, nil, err
 	}
@@ -51,7 +58,7 @@ func (s *Slide) Plan(ctx context.Context, p coverslip.PlanParams, mask tissue.Pa
 		for column := range plan.Columns {
 			x, y := math.Round(float64(column)*plan.Step), math.Round(float64(row)*plan.Step)
 			share := overview.Mask.Share(x/overview.Scale, y/overview.Scale, plan.Span/overview.Scale, plan.Span/overview.Scale)
-			if share >= p.MinTissue {
+			if share >= p.MinTissue || touches(holes, x, y, plan.Span) {
 				plan.Tiles = append(plan.Tiles, coverslip.Tile{X: int64(x), Y: int64(y), Tissue: float32(share)})
 			}
 		}
@@ -63,7 +70,10 @@ func (s *Slide) Plan(ctx context.Context, p coverslip.PlanParams, mask tissue.Pa
 			plan.Tiles = plan.Tiles[:min(b.Tiles, plan.Found)]
 		}
 	}
-	return plan, overview, nil
+	if p.SkipBadTiles {
+		err = s.skipDamaged(ctx, &plan)
+	}
+	return plan, overview, err
 }
 
 func checkParams(p coverslip.PlanParams) error {
@@ -127,7 +137,7 @@ func (s *Slide) chooseLevel(plan *coverslip.Plan) error {
 
 // overview reads the slide at about the mask's resolution and finds tissue. A level between one and
 // two times as coarse is taken as it is; otherwise a finer one is averaged down by a whole factor.
-func (s *Slide) overview(ctx context.Context, mpp float64, p tissue.Params) (*Overview, error) {
+func (s *Slide) overview(ctx context.Context, mpp float64, p tissue.Params, holes *[]image.Rectangle) (*Overview, error) {
 	level := 0
 	for i, l := range s.Levels {
 		if mpp*l.Downsample <= 2*p.MPP {
@@ -138,7 +148,7 @@ func (s *Slide) overview(ctx context.Context, mpp float64, p tissue.Params) (*Ov
 	if factor > 8 { // to a whole number of eighths, which cost little to decode
 		factor = roundUp(factor, 8)
 	}
-	picture, err := s.shrunk(ctx, level, factor)
+	picture, err := s.shrunk(ctx, level, factor, holes)
 	if err != nil {
 		return nil, err
 	}

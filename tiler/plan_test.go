@@ -33,7 +33,7 @@ func TestPlanOfARealSection(t *testing.T) {
 	if n := len(plan.Tiles); n < 950 || n > 1300 {
 		t.Errorf("%d tiles", n)
 	}
-	want := coverslip.Plan{PlanParams: params, SlideMPP: s.MPP, Level: 0, Shrink: 1, Scale: 1, Step: 256, Span: 256, Columns: 43, Rows: 67, Tiles: plan.Tiles}
+	want := coverslip.Plan{PlanParams: params, SlideMPP: s.MPP, Level: 0, Shrink: 1, Scale: 1, Step: 256, Span: 256, Columns: 43, Rows: 67, Found: len(plan.Tiles), Tiles: plan.Tiles}
 	if !reflect.DeepEqual(plan, want) {
 		plan.Tiles, want.Tiles = nil, nil
 		t.Errorf("got %+v, want %+v", plan, want)

@@ -19,9 +19,9 @@ const (
 // Check says whether the slide that Read indexed is whole and can be decoded:
 //   - every tile and strip of every directory lies within the file, else Invalid;
 //   - each level has tiles, of a size that fits in memory and that their bytes can make up, in a
-//     compression Coverslip decodes, and the first JPEG tile of each is a JPEG of that size.
+//     compression Coverslip decodes, and one of the first JPEG tiles of each is a JPEG of that size.
 //
-// It reads at most one short range of r per level. Tiles without bytes are not refused here: see
+// It reads one short range of r per level, a few if tiles are damaged. Tiles without bytes are not refused here: see
 // Dir.EmptyTiles. Damage inside a tile shows when the tile is decoded.
 func (f *File) Check(ctx context.Context, r RangeReader) error {
 	for _, d := range f.Dirs {
@@ -136,13 +136,17 @@ func (d *Dir) rawBytes(i int) float64 {
 	return d.rowBytes() * float64(rows)
 }
 
-// firstJPEG reads the head of the first tile of d that has bytes.
+// firstJPEG reads the head of the first tile of d that has bytes. Of a few that are looked at, one has to
+// be right: a single bad one is for the decoder to find, if anybody wants it.
 func (f *File) firstJPEG(ctx context.Context, r RangeReader, d *Dir) error {
 	if len(d.JPEGTables) > 0 {
 		if _, err := walkJPEG(d.JPEGTables); err != nil {
 			return invalid(hintDamaged, "its JPEG tables: %w", err)
 		}
 	}
+	const looks = 4
+	var first error
+	looked := 0
 	for i, n := range d.counts {
 		if n == 0 {
 			continue
@@ -151,20 +155,34 @@ func (f *File) firstJPEG(ctx context.Context, r RangeReader, d *Dir) error {
 		if err := r.ReadRange(ctx, head, d.offsets[i]); err != nil {
 			return err
 		}
-		frame, err := walkJPEG(head)
-		switch {
-		case err != nil:
-			return invalid(hintDamaged, "tile %d is no JPEG: %w", i, err)
-		case !frame.scan && int64(len(head)) < n:
-			return nil // a header longer than what was read: for the decoder to judge
-		case !frame.scan:
-			return invalid(hintDamaged, "tile %d is a JPEG without pixels", i)
-		case frame.width > d.TileWidth || frame.height > d.TileHeight && frame.height != 0:
-			return invalid(hintDamaged, "tile %d is a JPEG of %d×%d pixels in a place for %d×%d", i, frame.width, frame.height, d.TileWidth, d.TileHeight)
-		case !d.Planar && frame.components != d.SamplesPerPixel:
-			return invalid(hintDamaged, "tile %d is a JPEG of %d components in an image of %d samples", i, frame.components, d.SamplesPerPixel)
+		err := d.fits(i, n, head)
+		if err == nil {
+			return nil
 		}
-		return nil
+		if first == nil {
+			first = err
+		}
+		if looked++; looked == looks {
+			break
+		}
+	}
+	return first
+}
+
+// fits holds the head of JPEG tile i, of n bytes, against the directory.
+func (d *Dir) fits(i int, n int64, head []byte) error {
+	frame, err := walkJPEG(head)
+	switch {
+	case err != nil:
+		return invalid(hintDamaged, "tile %d is no JPEG: %w", i, err)
+	case !frame.scan && int64(len(head)) < n:
+		return nil // a header longer than what was read: for the decoder to judge
+	case !frame.scan:
+		return invalid(hintDamaged, "tile %d is a JPEG without pixels", i)
+	case frame.width > d.TileWidth || frame.height > d.TileHeight && frame.height != 0:
+		return invalid(hintDamaged, "tile %d is a JPEG of %d×%d pixels in a place for %d×%d", i, frame.width, frame.height, d.TileWidth, d.TileHeight)
+	case !d.Planar && frame.components != d.SamplesPerPixel:
+		return invalid(hintDamaged, "tile %d is a JPEG of %d components in an image of %d samples", i, frame.components, d.SamplesPerPixel)
 	}
 	return nil
 }
