@@ -22,6 +22,7 @@ import (
 
 type benchCmd struct {
 	Encode benchEncodeCmd `cmd:"" help:"Slide file to features, beside ONNX Runtime alone on the same tiles."`
+	Budget benchBudgetCmd `cmd:"" help:"How many tiles an embedding needs."`
 }
 
 // measurement is one line of every benchmark.

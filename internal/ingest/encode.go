@@ -34,10 +34,19 @@ const (
 	mostDrawn = 4096
 )
 
-// nextLook is after how many tiles a budget with a tolerance is looked at again: every 32, later every
-// eighth more, always whole batches.
-func nextLook(drawn int) int {
-	return drawn + max(32, drawn/8/encoder.BatchSize*encoder.BatchSize)
+// Draw says how many of n tiles a budget with a tolerance takes. look is told which tiles come next,
+// from to to-1, and returns the standard error with them. Later looks are further apart; all are after
+// whole batches, so that where it stops does not depend on the number of workers.
+func Draw(n int, tolerance float64, look func(from, to int) (float64, error)) (int, error) {
+	drawn, next := 0, min(leastDrawn, n)
+	for {
+		standardError, err := look(drawn, next)
+		drawn = next
+		if err != nil || drawn == n || standardError <= tolerance {
+			return drawn, err
+		}
+		next = min(drawn+max(32, drawn/8/encoder.BatchSize*encoder.BatchSize), n)
+	}
 }
 
 // encode is the pure part: the slide's files in, a bag file out. The plan it returns lists the tiles
@@ -109,18 +118,17 @@ func (in *Ingest) encodeUntilKnown(ctx context.Context, pass *pass, slide *tiler
 	if err := pass.resume(ctx); err != nil {
 		return err
 	}
-	looked, drawn := 0, min(leastDrawn, most)
-	for {
-		if err := pass.run(ctx, drawn); err != nil {
-			return err
+	drawn, err := Draw(most, plan.Budget.Tolerance, func(from, to int) (float64, error) {
+		if err := pass.run(ctx, to); err != nil {
+			return 0, err
 		}
-		for ; looked < drawn; looked++ {
-			known.Add(place[looked], all[looked*in.Model.Dim:][:in.Model.Dim])
+		for i := from; i < to; i++ {
+			known.Add(place[i], all[i*in.Model.Dim:][:in.Model.Dim])
 		}
-		if drawn == most || known.Error() <= plan.Budget.Tolerance {
-			break
-		}
-		drawn = min(nextLook(drawn), most)
+		return known.Error(), nil
+	})
+	if err != nil {
+		return err
 	}
 	plan.Tiles = plan.Tiles[:drawn]
 	w, err := bagfile.NewWriter(out, in.metadata(pass.job.row, slide, *plan, nil), plan.Tiles, in.Model.Dim)
