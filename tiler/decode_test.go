@@ -212,7 +212,7 @@ func TestWhatGoesThroughLibjpeg(t *testing.T) {
 }
 
 // Fault 2: one bad tile.
-func TestDamagedTile(t *testing.T) {
+func TestFault2DamagedJPEGTile(t *testing.T) {
 	whole, err := os.ReadFile(cmu)
 	if err != nil {
 		t.Fatal(err)

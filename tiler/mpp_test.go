@@ -7,7 +7,7 @@ import (
 	"coverslip"
 )
 
-func TestDecideMPP(t *testing.T) {
+func TestFault7DecideMPP(t *testing.T) {
 	const a, r, d = coverslip.MPPAperio, coverslip.MPPTIFF, coverslip.MPPDICOM
 	for _, c := range []struct {
 		name      string
@@ -44,7 +44,7 @@ func TestDecideMPP(t *testing.T) {
 	}
 }
 
-func TestParseMPP(t *testing.T) {
+func TestFault7ParseMPP(t *testing.T) {
 	for text, want := range map[string]float64{"0.25": 0.25, "0,499": 0.499, " 0.5 ": 0.5} {
 		if got, err := ParseMPP(text); err != nil || got != want {
 			t.Errorf("ParseMPP(%q) = %g, %v", text, got, err)

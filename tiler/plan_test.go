@@ -265,7 +265,7 @@ func TestPlanOfTooManyTilesIsRefused(t *testing.T) {
 }
 
 // Fault 9: a slide of glass alone.
-func TestPlanWithoutTissueIsEmpty(t *testing.T) {
+func TestFault9PlanWithoutTissueIsEmpty(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "glass.tif")
 	const w, h = 1500, 1100
 	if err := vips.SaveTIFF(path, bytes.Repeat([]byte{244, 243, 245}, w*h), w, h, 0.5); err != nil {

@@ -169,11 +169,7 @@ func TestRemoteReadingThatFailsSaysSo(t *testing.T) {
 				t.Fatalf("got %v", err)
 			}
 			srv.broken.Store(false)
-			if err := s.Region(t.Context(), pixels, 0, 700, 300, 512, 512); path != cmu {
-				if coverslip.KindOf(err) != coverslip.Unavailable {
-					t.Errorf("libvips has given up, and it was not the file's fault: %v", err)
-				}
-			} else if err != nil {
+			if err := s.Region(t.Context(), pixels, 0, 700, 300, 512, 512); err != nil {
 				t.Errorf("the server is back: %v", err)
 			}
 		})

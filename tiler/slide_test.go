@@ -118,7 +118,7 @@ func refused(t *testing.T, err error, kind coverslip.Kind, path string) {
 }
 
 // Fault 1: every slide cut short.
-func TestTruncated(t *testing.T) {
+func TestFault1Truncated(t *testing.T) {
 	for _, name := range []string{cmu, "svs/TCGA-CR-7395-01A-01-TS1.svs", "svs/small-openslide.svs", "tiff/crc-section.tif", "tiff/boxes.tiff",
 		"tiff/yb10kx5k.zstd.tiff", "tiff/kidney-48-5.tif", "tiff/test_orient6.tif", "ndpi/test3-DAPI.ndpi"} {
 		t.Run(filepath.Base(name), func(t *testing.T) {

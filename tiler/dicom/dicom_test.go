@@ -365,7 +365,7 @@ func TestBombs(t *testing.T) {
 	}
 }
 
-func TestTruncatedAnywhere(t *testing.T) {
+func TestFault1TruncatedAnywhere(t *testing.T) {
 	for name, f := range map[string]file{"Basic": {}, "Extended": {table: "extended"}, "None": {table: "none"}, "Native": {syntax: implicitSyntax, photometric: "RGB"}, "Undefined": {undefined: true}} {
 		data := f.build()
 		end := len(data)

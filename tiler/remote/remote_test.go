@@ -63,7 +63,7 @@ func cut(w http.ResponseWriter, r *http.Request, n int) {
 	_ = http.NewResponseController(w).Flush()
 }
 
-func TestTroubleThatPassesIsWaitedFor(t *testing.T) {
+func TestFault25And26TroubleThatPassesIsWaitedFor(t *testing.T) {
 	status := func(code int) func(http.ResponseWriter, *http.Request, int64) bool {
 		return func(w http.ResponseWriter, _ *http.Request, n int64) bool {
 			if n < tries {
@@ -149,7 +149,7 @@ func TestTroubleThatPassesIsWaitedFor(t *testing.T) {
 	}
 }
 
-func TestTroubleThatStaysIsNamed(t *testing.T) {
+func TestFault25And26TroubleThatStaysIsNamed(t *testing.T) {
 	status := func(code int) func(http.ResponseWriter, *http.Request, int64) bool {
 		return func(w http.ResponseWriter, _ *http.Request, _ int64) bool { w.WriteHeader(code); return true }
 	}

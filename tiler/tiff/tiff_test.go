@@ -155,10 +155,10 @@ func TestBundledSlide(t *testing.T) {
 	}
 }
 
-// TestBundledSlideTruncated runs without ../shared. The others are in TestTruncated.
+// TestBundledSlideTruncated runs without ../shared. The others are in TestFault1Truncated.
 func TestBundledSlideTruncated(t *testing.T) { truncated(t, bundled) }
 
-func TestTruncated(t *testing.T) {
+func TestFault1Truncated(t *testing.T) {
 	for _, name := range wholeTIFFs(t) {
 		t.Run(filepath.Base(name), func(t *testing.T) { truncated(t, name) })
 	}
@@ -361,7 +361,7 @@ func (s twoParts) ReadAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-func TestLoops(t *testing.T) {
+func TestFault3Loops(t *testing.T) {
 	one := image{w: 16, h: 16, tile: 16}
 	_, at := buildAt(binary.LittleEndian, false, one, one, one)
 	back := one
@@ -424,9 +424,9 @@ func overlapping() []byte {
 	return data
 }
 
-// TestClaims are files of 4 KiB that claim to be huge. Reading one may take no more memory than
+// TestFault4And5Claims are files of 4 KiB that claim to be huge. Reading one may take no more memory than
 // the few windows it is read through.
-func TestClaims(t *testing.T) {
+func TestFault4And5Claims(t *testing.T) {
 	big := uint64(1<<31 - 1)
 	jpeg := short(259, 7)
 	for name, im := range map[string]image{

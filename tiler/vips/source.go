@@ -20,7 +20,7 @@ type source struct {
 	file   *io.SectionReader
 
 	mu  sync.Mutex
-	err error // why reading failed first; libvips keeps failing from then on
+	err error // why reading failed first; libvips keeps failing until the image is loaded afresh
 }
 
 func newSource(r io.ReaderAt, size int64) *source {
@@ -36,15 +36,25 @@ func (s *source) cause(err error) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.err != nil {
+	if err != nil && s.err != nil {
 		return s.err
 	}
 	return err
 }
 
-func (s *source) close() {
+// forget lets reading be tried again.
+func (s *source) forget() {
 	if s != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.err = nil
+	}
+}
+
+func (s *source) close() {
+	if s != nil && s.handle != 0 {
 		s.handle.Delete()
+		s.handle = 0
 	}
 }
 

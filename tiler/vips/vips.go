@@ -57,13 +57,27 @@ type Image struct {
 	Width, Height int // pixels, after the TIFF's orientation has been undone
 	path          string
 	src           *source // nil for a file
+
+	// libvips keeps tiles it decoded, and one that failed as a black one without an error. So after a
+	// failure the image is loaded afresh, and until then nobody else may look. Little is lost by that:
+	// libvips lets only one thread decode a TIFF, but for JPEG and JPEG 2000.
+	mu   sync.Mutex
+	load func() (*Image, error) // nil for an image that is not loaded afresh
 }
 
 // OpenTIFF opens a TIFF directory: the page-th of the main chain (from 0), or, when sub ≥ 0, the
 // sub-th SubIFD of it. Decoding errors that libvips can tell are errors.
 func OpenTIFF(path string, page, sub int) (*Image, error) {
 	start()
-	return open(path, func(name *C.char) *C.VipsImage { return C.cs_open_tiff(name, C.int(page), C.int(sub)) })
+	load := func() (*Image, error) {
+		return open(path, func(name *C.char) *C.VipsImage { return C.cs_open_tiff(name, C.int(page), C.int(sub)) })
+	}
+	im, err := load()
+	if err != nil {
+		return nil, err
+	}
+	im.load = load
+	return im, nil
 }
 
 // OpenTIFFAt is OpenTIFF of size bytes that are read from r, which libvips asks for small pieces all
@@ -71,15 +85,18 @@ func OpenTIFF(path string, page, sub int) (*Image, error) {
 func OpenTIFFAt(r io.ReaderAt, size int64, path string, page, sub int) (*Image, error) {
 	start()
 	src := newSource(r, size)
-	im, err := open(path, func(*C.char) *C.VipsImage {
-		return C.cs_open_tiff_source(C.uintptr_t(src.handle), C.int(page), C.int(sub))
-	})
+	load := func() (*Image, error) {
+		im, err := open(path, func(*C.char) *C.VipsImage {
+			return C.cs_open_tiff_source(C.uintptr_t(src.handle), C.int(page), C.int(sub))
+		})
+		return im, src.cause(err)
+	}
+	im, err := load()
 	if err != nil {
-		err = src.cause(err)
 		src.close()
 		return nil, err
 	}
-	im.src = src
+	im.src, im.load = src, load
 	return im, nil
 }
 
@@ -153,10 +170,34 @@ func (m *Image) ReadRegion(dst []byte, x, y, w, h int) error {
 	if x < 0 || y < 0 || w <= 0 || h <= 0 || x+w > m.Width || y+h > m.Height || len(dst) != w*h*3 {
 		panic("vips: region outside the image, or dst of another size")
 	}
+	if m.load != nil {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.im == nil {
+			if err := m.again(); err != nil {
+				return err
+			}
+		}
+	}
 	if C.cs_read_region(m.im, C.int(x), C.int(y), C.int(w), C.int(h), unsafe.Pointer(&dst[0])) != 0 {
-		return m.src.cause(&coverslip.Error{Kind: coverslip.Invalid, Op: fmt.Sprintf("decode pixels %d,%d to %d,%d", x, y, x+w, y+h), Path: m.path, Err: lastError(), Hint: damaged})
+		err := m.src.cause(&coverslip.Error{Kind: coverslip.Invalid, Op: fmt.Sprintf("decode pixels %d,%d to %d,%d", x, y, x+w, y+h), Path: m.path, Err: lastError(), Hint: damaged})
+		if m.load != nil {
+			C.g_object_unref(C.gpointer(m.im))
+			m.im = nil
+		}
+		return err
 	}
 	return nil
+}
+
+// again loads the image afresh after a failure.
+func (m *Image) again() error {
+	m.src.forget()
+	fresh, err := m.load()
+	if err == nil {
+		m.im = fresh.im
+	}
+	return err
 }
 
 // Close frees the image. No call may be under way.
@@ -164,8 +205,8 @@ func (m *Image) Close() {
 	if m.im != nil {
 		C.g_object_unref(C.gpointer(m.im))
 		m.im = nil
-		m.src.close()
 	}
+	m.src.close()
 }
 
 // Encode compresses an RGB picture, [height*width*3], in the format the suffix names, with libvips'
