@@ -14,6 +14,7 @@ type ingestCmd struct {
 	Cohort     string   `placeholder:"NAME" help:"Put them into this cohort, made if it is new."`
 	MPPOfSlide mppValue `name:"mpp-of-slide" help:"Resolution of the slides, µm per pixel, where the files do not say it."`
 	Wait       bool     `help:"Stay until every slide has its embedding or a reason for having none."`
+	budgetFlags
 	dataFlags
 }
 
@@ -46,7 +47,10 @@ type result struct {
 
 // Run registers the slides and, with --wait, sees them through.
 func (c *ingestCmd) Run(e *env) error {
-	return c.with(e, func(p *platform, in *ingest.Ingest) error { return c.ingest(e, p, in) })
+	return c.with(e, func(p *platform, in *ingest.Ingest) error {
+		in.Plan.Budget = c.budget()
+		return c.ingest(e, p, in)
+	})
 }
 
 func (c *ingestCmd) ingest(e *env, p *platform, in *ingest.Ingest) error {

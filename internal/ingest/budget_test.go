@@ -94,8 +94,8 @@ func TestBudgetIsContinuedWithoutEncodingAgain(t *testing.T) {
 	if !bytes.Equal(allFile, wholeFile) {
 		t.Error("the bag that was continued is not the one made at once")
 	}
-	if _, _, encoded := b.bagUnder(t, coverslip.Budget{Tiles: 8, Seed: 99}); encoded != 0 {
-		t.Errorf("%d tiles were encoded that are in the whole bag", encoded)
+	if bag, _, encoded := b.bagUnder(t, coverslip.Budget{Tiles: 8, Seed: 99}); encoded != 0 || bag.Key != all.Key {
+		t.Errorf("where all tiles are encoded, a budget gives a bag of %d, %d encoded", bag.Tiles, encoded)
 	}
 }
 

@@ -111,8 +111,14 @@ func (in *Ingest) Bag(ctx context.Context, s coverslip.Slide) (coverslip.Bag, er
 	return in.bag(ctx, s, in.Plan.Budget)
 }
 
-// bag returns the record of the bag as it would be made now.
+// bag returns the record of the bag as it would be made now, or of the bag of all tiles, which serves
+// any budget.
 func (in *Ingest) bag(ctx context.Context, s coverslip.Slide, budget coverslip.Budget) (coverslip.Bag, error) {
+	all := in.planOf(s, coverslip.Budget{})
+	b, err := in.DB.Bag(ctx, BagKey(s.ID, all, in.Mask, in.Model, nil))
+	if budget == (coverslip.Budget{}) || coverslip.KindOf(err) != coverslip.NotFound {
+		return b, err
+	}
 	return in.DB.Bag(ctx, BagKey(s.ID, in.planOf(s, budget), in.Mask, in.Model, nil))
 }
 
