@@ -67,14 +67,14 @@ type damage struct{ error }
 
 func (d damage) Unwrap() error { return d.error }
 
-// damaged marks an error of decoding a tile, if it is Invalid. Others may pass, or are nobody's fault.
+// damaged marks an error of decoding a tile, if it is Invalid. Others may pass, or are not its fault.
 func damaged(err error) error {
 	var e *coverslip.Error
 	if !errors.As(err, &e) || e.Kind != coverslip.Invalid {
 		return err
 	}
 	marked := *e
-	marked.Err = damage{e.Err}
+	marked.Err, marked.Hint = damage{e.Err}, "copy the file again from its source, or leave such tiles out with --skip-bad-tiles"
 	return &marked
 }
 
@@ -84,10 +84,10 @@ func isDamage(err error) bool {
 }
 
 // patchwork reads a part of a level, decoded smaller, around what is damaged there, into dst,
-// [h*w*3]. It reads the pieces the level is stored in one by one. Of a bad one the next finer level
-// is asked. Where that is damaged, too, or there is none, the piece gets the colour of tissue, which
-// spoils the mask around it least, and is added to holes, in level-0 pixels.
-func (s *Slide) patchwork(ctx context.Context, dst []byte, level, shrink int, part image.Rectangle, holes *[]image.Rectangle) error {
+// [h*w*3]. It reads the pieces the level is stored in one by one. For a bad one the next finer level
+// is asked. Where that is damaged, too, or there is none, the piece gets the colour of tissue: what
+// cannot be seen is taken for tissue, so that tiles there are planned, found bad, and listed.
+func (s *Slide) patchwork(ctx context.Context, dst []byte, level, shrink int, part image.Rectangle) error {
 	pieceW, pieceH := s.pixels.Grain(level)
 	if pieceW == 1 { // libvips' own business
 		pieceW, pieceH = 64, 64
@@ -108,10 +108,6 @@ func (s *Slide) patchwork(ctx context.Context, dst []byte, level, shrink int, pa
 				for i := range pixels {
 					pixels[i] = eosin[i%3]
 				}
-				down := s.Levels[level].Downsample * float64(shrink)
-				*holes = append(*holes, image.Rect(
-					int(float64(piece.Min.X)*down), int(float64(piece.Min.Y)*down),
-					int(math.Ceil(float64(piece.Max.X)*down)), int(math.Ceil(float64(piece.Max.Y)*down))))
 				err = nil
 			}
 			if err != nil {
@@ -149,17 +145,4 @@ func (s *Slide) fromFiner(ctx context.Context, dst []byte, level, shrink int, pi
 		down:   filter(piece.Dy(), h, float64(piece.Min.Y)*ratio-float64(y0), ratio)}
 	r.apply(dst, fine, nil)
 	return nil
-}
-
-// touches reports whether a square of level-0 pixels shares any with one of holes, which may be nil.
-func touches(holes *[]image.Rectangle, x, y, span float64) bool {
-	if holes == nil {
-		return false
-	}
-	for _, h := range *holes {
-		if x < float64(h.Max.X) && x+span > float64(h.Min.X) && y < float64(h.Max.Y) && y+span > float64(h.Min.Y) {
-			return true
-		}
-	}
-	return false
 }

@@ -284,7 +284,7 @@ func (p *tiledPixels) load(ctx context.Context, dst []byte, stride int, key tile
 	}
 	// No encoder makes more bytes of a tile than this, and they are memory.
 	if raw := int64(p.grid.tileWidth) * int64(p.grid.tileHeight) * 3; n == 0 || n > 4*raw+1<<20 {
-		return inFileTile(key, damaged(&coverslip.Error{Kind: coverslip.Invalid, Op: "decode", Err: fmt.Errorf("%d bytes for %d × %d pixels", n, p.grid.tileWidth, p.grid.tileHeight), Hint: hintDamaged}))
+		return inFileTile(key, damaged(&coverslip.Error{Kind: coverslip.Invalid, Op: "decode", Err: fmt.Errorf("%d bytes for %d × %d pixels", n, p.grid.tileWidth, p.grid.tileHeight)}))
 	}
 	buffer, _ := p.files.Get().(*[]byte)
 	defer p.files.Put(buffer)
@@ -303,9 +303,6 @@ func (p *tiledPixels) load(ctx context.Context, dst []byte, stride int, key tile
 	}
 	return inFileTile(key, damaged(p.codec.decode(dst, stride, rows, key.shrink, data)))
 }
-
-const hintDamaged = "the file is damaged; export it from the scanner or upload it again, or leave such tiles out with --skip-bad-tiles"
-
 func ceilDiv(n, d int) int { return (n + d - 1) / d }
 
 // inFileTile says in which tile of the file's own grid something went wrong.

@@ -42,7 +42,7 @@ func (t *deflateTiles) decode(dst []byte, stride, rows, _ int, data []byte) erro
 	}
 	defer t.inflaters.Put(in)
 	if err := in.inflate(data); err != nil {
-		return &coverslip.Error{Kind: coverslip.Invalid, Op: "decode deflate", Err: err, Hint: hintDamaged}
+		return &coverslip.Error{Kind: coverslip.Invalid, Op: "decode deflate", Err: err}
 	}
 	line := t.width * 3
 	for y := range rows {

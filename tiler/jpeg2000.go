@@ -16,7 +16,7 @@ func (t jpeg2000Tiles) shrinks() int { return 1 }
 
 func (t jpeg2000Tiles) decode(dst []byte, stride, rows, _ int, data []byte) error {
 	if err := wholeJPEG2000(data, t.width, t.height); err != nil {
-		return &coverslip.Error{Kind: coverslip.Invalid, Op: "decode JPEG 2000", Err: err, Hint: hintDamaged}
+		return &coverslip.Error{Kind: coverslip.Invalid, Op: "decode JPEG 2000", Err: err}
 	}
 	if stride == t.width*3 && rows == t.height {
 		return vips.DecodeJPEG2000(dst[:rows*stride], data, t.width, t.height)

@@ -46,11 +46,7 @@ func (s *Slide) Plan(ctx context.Context, p coverslip.PlanParams, mask tissue.Pa
 	if err := s.chooseLevel(&plan); err != nil {
 		return plan, nil, err
 	}
-	var holes *[]image.Rectangle
-	if p.SkipBadTiles {
-		holes = new([]image.Rectangle)
-	}
-	overview, err := s.overview(ctx, mpp.Value, mask, holes)
+	overview, err := s.overview(ctx, mpp.Value, mask, p.SkipBadTiles)
 	if err != nil {
 		return plan, nil, err
 	}
@@ -58,7 +54,7 @@ func (s *Slide) Plan(ctx context.Context, p coverslip.PlanParams, mask tissue.Pa
 		for column := range plan.Columns {
 			x, y := math.Round(float64(column)*plan.Step), math.Round(float64(row)*plan.Step)
 			share := overview.Mask.Share(x/overview.Scale, y/overview.Scale, plan.Span/overview.Scale, plan.Span/overview.Scale)
-			if share >= p.MinTissue || touches(holes, x, y, plan.Span) {
+			if share >= p.MinTissue {
 				plan.Tiles = append(plan.Tiles, coverslip.Tile{X: int64(x), Y: int64(y), Tissue: float32(share)})
 			}
 		}
@@ -137,7 +133,7 @@ func (s *Slide) chooseLevel(plan *coverslip.Plan) error {
 
 // overview reads the slide at about the mask's resolution and finds tissue. A level between one and
 // two times as coarse is taken as it is; otherwise a finer one is averaged down by a whole factor.
-func (s *Slide) overview(ctx context.Context, mpp float64, p tissue.Params, holes *[]image.Rectangle) (*Overview, error) {
+func (s *Slide) overview(ctx context.Context, mpp float64, p tissue.Params, tolerant bool) (*Overview, error) {
 	level := 0
 	for i, l := range s.Levels {
 		if mpp*l.Downsample <= 2*p.MPP {
@@ -148,7 +144,7 @@ func (s *Slide) overview(ctx context.Context, mpp float64, p tissue.Params, hole
 	if factor > 8 { // to a whole number of eighths, which cost little to decode
 		factor = roundUp(factor, 8)
 	}
-	picture, err := s.shrunk(ctx, level, factor, holes)
+	picture, err := s.shrunk(ctx, level, factor, tolerant)
 	if err != nil {
 		return nil, err
 	}

@@ -211,11 +211,11 @@ func TestRemoteDICOMFileIsTheLocalOne(t *testing.T) {
 		t.Errorf("%+v, want %+v", far.Info, near.Info)
 	}
 	opened := srv.requests.Load()
-	want, err := near.shrunk(t.Context(), 0, 1, nil)
+	want, err := near.shrunk(t.Context(), 0, 1, false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := far.shrunk(t.Context(), 0, 1, nil)
+	got, err := far.shrunk(t.Context(), 0, 1, false)
 	if err != nil || !bytes.Equal(got.RGB, want.RGB) {
 		t.Errorf("the same pixels: %v", err)
 	}

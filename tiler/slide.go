@@ -124,7 +124,7 @@ type Picture struct {
 func (s *Slide) Thumbnail(ctx context.Context, maxEdge int) (*Picture, error) {
 	long := max(s.Width, s.Height)
 	if maxEdge >= long {
-		return s.shrunk(ctx, 0, 1, nil)
+		return s.shrunk(ctx, 0, 1, false)
 	}
 	level := 0
 	for i, l := range s.Levels {
@@ -134,7 +134,7 @@ func (s *Slide) Thumbnail(ctx context.Context, maxEdge int) (*Picture, error) {
 	}
 	l := s.Levels[level]
 	factor := max(l.Width, l.Height) / maxEdge
-	p, err := s.shrunk(ctx, level, factor, nil)
+	p, err := s.shrunk(ctx, level, factor, false)
 	if err != nil || max(p.Width, p.Height) <= maxEdge {
 		return p, err
 	}
@@ -151,8 +151,8 @@ func (s *Slide) Thumbnail(ctx context.Context, maxEdge int) (*Picture, error) {
 }
 
 // shrunk reads a whole level, each factor×factor block averaged to one pixel, in pieces of a few
-// megabytes. Damage is an error, or, where holes is not nil, see patchwork.
-func (s *Slide) shrunk(ctx context.Context, level, factor int, holes *[]image.Rectangle) (*Picture, error) {
+// megabytes. Damage is an error, or, if tolerant, filled in; see patchwork.
+func (s *Slide) shrunk(ctx context.Context, level, factor int, tolerant bool) (*Picture, error) {
 	l := s.Levels[level]
 	factor = max(factor, 1)
 	out := &Picture{Width: (l.Width + factor - 1) / factor, Height: (l.Height + factor - 1) / factor, Scale: l.Downsample * float64(factor)}
@@ -187,8 +187,8 @@ func (s *Slide) shrunk(ctx context.Context, level, factor int, holes *[]image.Re
 		for x := 0; x < width; x += across {
 			w, h := min(across, width-x), min(down, height-y)
 			err := s.region(ctx, block[:w*h*3], level, shrink, x, y, w, h)
-			if holes != nil && isDamage(err) {
-				err = s.patchwork(ctx, block[:w*h*3], level, shrink, image.Rect(x, y, x+w, y+h), holes)
+			if tolerant && isDamage(err) {
+				err = s.patchwork(ctx, block[:w*h*3], level, shrink, image.Rect(x, y, x+w, y+h))
 			}
 			if err != nil {
 				return nil, err

@@ -1,20 +1,25 @@
 package main
 
 import (
+	"os"
+	"strings"
 	"sync"
 	"time"
 
 	"coverslip"
 	"coverslip/internal/ingest"
 	"coverslip/storage"
+	"coverslip/tiler"
 )
 
 type ingestCmd struct {
 	Paths      []string `arg:"" name:"slide" help:"Slides: paths of files, or of a folder with the files of one DICOM slide, or s3:// addresses. They stay where they are."`
 	Cohort     string   `placeholder:"NAME" help:"Put them into this cohort, made if it is new."`
 	MPPOfSlide mppValue `name:"mpp-of-slide" help:"Resolution of the slides, µm per pixel, where the files do not say it."`
+	SkipBad    bool     `name:"skip-bad-tiles" help:"Leave out tiles whose bytes are damaged, and say which. Without it, one fails its slide."`
 	Wait       bool     `help:"Stay until every slide has its embedding or a reason for having none."`
 	budgetFlags
+	mppTableFlag
 	dataFlags
 }
 
@@ -24,10 +29,51 @@ func (ingestCmd) Help() string {
   coverslip ingest section.svs --wait
   coverslip ingest /archive/*.svs --cohort brca
   coverslip ingest old.svs --mpp-of-slide 0.25 --wait
+  coverslip ingest *.tif --mpp-csv resolutions.csv
   coverslip ingest 's3://bucket/a.svs?endpoint=http://127.0.0.1:7070' --wait
 
 With --wait the slides are encoded by this process, or by coverslip up where that runs on the same
 folder. Without it they are queued. Doing it twice does the work once.`
+}
+
+// mppTableFlag names resolutions by slide.
+type mppTableFlag struct {
+	MPPTable string `name:"mpp-csv" type:"path" placeholder:"FILE" help:"Resolutions by slide: a table with the columns slide (path, file name or SHA-256) and mpp. It counts more than the files and --mpp-of-slide."`
+
+	mpps *tiler.MPPs
+}
+
+func (f *mppTableFlag) readMPPs() error {
+	if f.MPPTable == "" {
+		return nil
+	}
+	table, err := os.Open(f.MPPTable)
+	if err != nil {
+		return &coverslip.Error{Kind: coverslip.NotFound, Op: "read mpp table", Path: f.MPPTable, Err: err, Hint: "check the path"}
+	}
+	defer table.Close()
+	f.mpps, err = tiler.ReadMPPs(table)
+	return coverslip.At(f.MPPTable, err)
+}
+
+// mppOf is the user's word for a slide: the table's, or the flag's for all slides; 0 is none.
+func (f *mppTableFlag) mppOf(place string, id coverslip.SlideID, all mppValue) float64 {
+	if f.mpps != nil {
+		if v := f.mpps.Of(place, id); v != 0 {
+			return v
+		}
+	}
+	return float64(all)
+}
+
+// sayUnused warns of lines that met no slide: a name may be mistyped.
+func (f *mppTableFlag) sayUnused(e *env) {
+	if f.mpps == nil {
+		return
+	}
+	if names := f.mpps.Unused(); len(names) > 0 {
+		e.say("%s: %d of its slides were not among these: %s\n", f.MPPTable, len(names), strings.Join(names[:min(len(names), 10)], ", "))
+	}
 }
 
 // result is what one slide came to, as printed with --json.
@@ -47,8 +93,11 @@ type result struct {
 
 // Run registers the slides and, with --wait, sees them through.
 func (c *ingestCmd) Run(e *env) error {
+	if err := c.readMPPs(); err != nil {
+		return err
+	}
 	return c.with(e, func(p *platform, in *ingest.Ingest) error {
-		in.Plan.Budget = c.budget()
+		in.Plan.Budget, in.Plan.SkipBadTiles = c.budget(), c.SkipBad
 		return c.ingest(e, p, in)
 	})
 }
@@ -87,6 +136,7 @@ func (c *ingestCmd) ingest(e *env, p *platform, in *ingest.Ingest) error {
 			return err
 		}
 	}
+	c.sayUnused(e)
 	if !e.json && len(c.Paths) > 1 {
 		e.printf("%d of %d slides done, %d failed\n", len(c.Paths)-failed, len(c.Paths), failed)
 	}
@@ -97,7 +147,7 @@ func (c *ingestCmd) ingest(e *env, p *platform, in *ingest.Ingest) error {
 }
 
 func (c *ingestCmd) register(e *env, in *ingest.Ingest, p *platform, path string) (result, error) {
-	out, err := in.Register(e, path, float64(c.MPPOfSlide))
+	out, err := in.RegisterWith(e, path, func(id coverslip.SlideID) float64 { return c.mppOf(path, id, c.MPPOfSlide) })
 	if err != nil {
 		return result{}, err
 	}

@@ -32,12 +32,14 @@ type tilesCmd struct {
 	Overlap    int      `default:"0" help:"Pixels that neighbouring tiles share."`
 	MinTissue  float64  `default:"0.25" help:"Least share of tissue in a tile, 0 to 1 (${default}); 0 takes the whole grid."`
 	MPPOfSlide mppValue `name:"mpp-of-slide" help:"Resolution of the slide itself, where the file does not say it."`
+	SkipBad    bool     `name:"skip-bad-tiles" help:"Leave out tiles whose bytes are damaged, and list them. Without it, one fails the slide."`
 	Plan       bool     `xor:"what" help:"Only list the tiles (CSV: x, y in level-0 pixels, share of tissue)."`
 	Quality    bool     `help:"List with each tile its shares of glass, folds and ink, and its blur. Reads every tile."`
 	Out        string   `xor:"what" placeholder:"DIR|FILE.tar" help:"Write the tiles into this folder, with tiles.csv (quality too) and plan.json; or into a tar file as WebDataset reads it."`
 	Format     string   `enum:"png,jpg,webp" default:"png" help:"Of the tiles written: png, jpg or webp (${default})."`
 	GeoJSON    string   `name:"geojson" placeholder:"FILE" help:"Write the outlines of the tissue, for QuPath."`
 	Overview   string   `placeholder:"FILE" help:"Draw tissue and tiles on a picture of the slide (.png or .jpg)."`
+	mppTableFlag
 }
 
 // Help is shown by coverslip tiles --help.
@@ -58,15 +60,22 @@ func (c *tilesCmd) Run(e *env) error {
 	if c.Overview != "" && suffix != ".png" && suffix != ".jpg" && suffix != ".jpeg" {
 		return &usageError{fmt.Sprintf("--overview %s: give a name that ends in .png or .jpg", c.Overview)}
 	}
+	if err := c.readMPPs(); err != nil {
+		return err
+	}
 	slide, err := tiler.Open(e, c.Slide)
 	if err != nil {
 		return err
 	}
 	defer slide.Close()
-	params := coverslip.PlanParams{MPP: float64(c.MPP), Size: c.Size, Overlap: c.Overlap, MinTissue: c.MinTissue, MPPOfSlide: float64(c.MPPOfSlide)}
+	params := coverslip.PlanParams{MPP: float64(c.MPP), Size: c.Size, Overlap: c.Overlap, MinTissue: c.MinTissue,
+		MPPOfSlide: c.mppOf(c.Slide, "", c.MPPOfSlide), SkipBadTiles: c.SkipBad}
 	plan, overview, err := slide.Plan(e, params, tissue.Default())
 	if err != nil {
 		return err
+	}
+	for _, t := range plan.Skipped {
+		e.say("bad tile at %d,%d left out: %s\n", t.X, t.Y, t.Why)
 	}
 	if c.Overview != "" {
 		if err := c.draw(e, slide, plan, overview, suffix); err != nil {
@@ -174,7 +183,10 @@ func (c *tilesCmd) write(e *env, slide *tiler.Slide, plan coverslip.Plan) error 
 	if err := writeCSV(&table, plan, c.Format, quality); err != nil {
 		return err
 	}
-	raw, err := json.MarshalIndent(plan, "", " ")
+	raw, err := json.MarshalIndent(struct {
+		coverslip.Plan
+		Quality []tissue.Scores `json:"quality"` // of each tile, in their order
+	}{plan, quality}, "", " ")
 	if err != nil {
 		return err
 	}
@@ -193,7 +205,7 @@ func (c *tilesCmd) write(e *env, slide *tiler.Slide, plan coverslip.Plan) error 
 		return diskError("write tiles", c.Out, err)
 	}
 	if e.json {
-		return e.emit(map[string]any{"slide": c.Slide, "out": c.Out, "n_tiles": len(plan.Tiles)})
+		return e.emit(c.written(plan))
 	}
 	return nil
 }
@@ -249,9 +261,19 @@ func (c *tilesCmd) writeTar(e *env, slide *tiler.Slide, plan coverslip.Plan) err
 		return diskError(op, c.Out, err)
 	}
 	if e.json {
-		return e.emit(map[string]any{"slide": c.Slide, "out": c.Out, "n_tiles": len(plan.Tiles)})
+		return e.emit(c.written(plan))
 	}
 	return nil
+}
+
+// written is what --json says of tiles in files.
+func (c *tilesCmd) written(plan coverslip.Plan) any {
+	return struct {
+		Slide   string                  `json:"slide"`
+		Out     string                  `json:"out"`
+		NTiles  int                     `json:"n_tiles"`
+		Skipped []coverslip.SkippedTile `json:"skipped,omitempty"`
+	}{c.Slide, c.Out, len(plan.Tiles), plan.Skipped}
 }
 
 // tileFile is a tile as it is written.

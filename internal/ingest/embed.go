@@ -24,6 +24,11 @@ func (in *Ingest) Work(ctx context.Context, job queue.Job, attempt queue.Attempt
 	if err != nil {
 		return err
 	}
+	if job.SkipBadTiles {
+		tolerant := *in
+		tolerant.Plan.SkipBadTiles = true
+		in = &tolerant
+	}
 	state, err := in.embed(ctx, slide, job.Budget)
 	switch kind := coverslip.KindOf(err); {
 	case err == nil:

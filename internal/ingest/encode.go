@@ -65,6 +65,9 @@ func (in *Ingest) encode(ctx context.Context, job reading, out io.Writer) (cover
 		return plan, nil, err
 	}
 	clock.lap("mask and plan")
+	for _, t := range plan.Skipped {
+		in.Log.Warn("bad tile left out", "slide", job.row.ID, "name", job.row.Name, "x", t.X, "y", t.Y, "why", t.Why)
+	}
 	pass := &pass{in: in, job: job, src: func(first, n int) encoder.TileReader {
 		part := plan
 		part.Tiles = plan.Tiles[first : first+n]
@@ -247,6 +250,13 @@ func (in *Ingest) metadata(row coverslip.Slide, slide *tiler.Slide, plan coversl
 		Found: plan.Found, Encoder: in.Model.Name, EncoderSHA256: in.Model.SHA256, Version: coverslip.Version}
 	if plan.Budget != (coverslip.Budget{}) {
 		m.Budget = text(plan.Budget)
+	}
+	if len(plan.Skipped) > 0 {
+		var corners [][2]int64
+		for _, t := range plan.Skipped {
+			corners = append(corners, [2]int64{t.X, t.Y})
+		}
+		m.Skipped = text(corners)
 	}
 	if views != nil {
 		m.Views = text(views)

@@ -35,6 +35,11 @@ type Outcome struct {
 // opened is refused and leaves nothing behind. mppOfSlide, when not 0, is the user's word for the
 // resolution.
 func (in *Ingest) Register(ctx context.Context, place string, mppOfSlide float64) (Outcome, error) {
+	return in.RegisterWith(ctx, place, func(coverslip.SlideID) float64 { return mppOfSlide })
+}
+
+// RegisterWith is Register where the resolution is looked up by the slide's id.
+func (in *Ingest) RegisterWith(ctx context.Context, place string, mppOfSlide func(coverslip.SlideID) float64) (Outcome, error) {
 	var err error
 	switch {
 	case strings.HasPrefix(place, "s3://"):
@@ -58,7 +63,7 @@ func (in *Ingest) Register(ctx context.Context, place string, mppOfSlide float64
 		return Outcome{}, coverslip.At(remote.Shown(place), err)
 	}
 	slide.Name, slide.Location = tiler.Name(place), place+version
-	return in.register(ctx, slide, mppOfSlide)
+	return in.register(ctx, slide, mppOfSlide(slide.ID))
 }
 
 // Upload makes a slide known whose bytes come from body, keeps them in the blob store, and queues it
@@ -211,7 +216,8 @@ func (in *Ingest) register(ctx context.Context, slide coverslip.Slide, mppOfSlid
 
 // job takes a slide to its embedding.
 func (in *Ingest) job(id coverslip.SlideID) queue.Job {
-	return queue.Job{Slide: id, Encoder: in.Model.Name, Aggregator: in.Aggregator.Model().Name, Budget: in.Plan.Budget}
+	return queue.Job{Slide: id, Encoder: in.Model.Name, Aggregator: in.Aggregator.Model().Name, Budget: in.Plan.Budget,
+		SkipBadTiles: in.Plan.SkipBadTiles}
 }
 
 // lies reports whether a slide's bytes are still where they were registered. Blobs and what is in

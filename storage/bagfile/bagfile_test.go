@@ -38,7 +38,7 @@ var (
 func TestByteLayout(t *testing.T) {
 	got := write(t, bagfile.Metadata{Encoder: "e", Level: 2, MPP: 0.25}, tiles[:1], []float32{1, -2}, 2)
 	head := `{"__metadata__":{"budget":"","coverslip_version":"","encoder":"e","encoder_sha256":"","found":"0","level":"2","mask":"","min_tissue":"0",` +
-		`"mpp":"0.25","overlap":"0","reader":"","reader_version":"","slide_mpp":"0","slide_mpp_source":"","slide_sha256":"","tile_size":"0","views":""},` +
+		`"mpp":"0.25","overlap":"0","reader":"","reader_version":"","skipped_tiles":"","slide_mpp":"0","slide_mpp_source":"","slide_sha256":"","tile_size":"0","views":""},` +
 		`"coords":{"dtype":"I64","shape":[1,2],"data_offsets":[0,16]},"features":{"dtype":"F32","shape":[1,2],"data_offsets":[16,24]}}`
 	head += strings.Repeat(" ", -len(head)&7)
 	want := file(head, "\x00\x00\x00\x00\x00\x00\x00\x00"+"\x00\x00\x00\x00\x00\x00\x00\x00"+"\x00\x00\x80\x3f"+"\x00\x00\x00\xc0")

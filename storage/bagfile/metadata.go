@@ -25,6 +25,7 @@ type Metadata struct {
 	Found     int     // tiles with enough tissue; the rows are fewer where there was a budget
 	Budget    string  // of tiles, as JSON; empty: all, in reading order
 	Views     string  // of a bag of views: how they were made, as JSON
+	Skipped   string  // corners of tiles left out because their bytes are damaged, as JSON [[x,y],…]
 
 	Encoder       string
 	EncoderSHA256 string
@@ -48,6 +49,7 @@ func (m *Metadata) fields() map[string]any {
 		"found":             &m.Found,
 		"budget":            &m.Budget,
 		"views":             &m.Views,
+		"skipped_tiles":     &m.Skipped,
 		"encoder":           &m.Encoder,
 		"encoder_sha256":    &m.EncoderSHA256,
 		"coverslip_version": &m.Version,

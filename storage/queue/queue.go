@@ -34,6 +34,8 @@ type Job struct {
 	Aggregator string            `json:"aggregator,omitempty"`
 	Budget     coverslip.Budget  `json:"budget,omitzero"`
 	Views      *coverslip.Views  `json:"views,omitempty"`
+	// SkipBadTiles is coverslip.PlanParams', of this slide.
+	SkipBadTiles bool `json:"skip_bad_tiles,omitempty"`
 }
 
 // Kind is River's name for the job; the trigger in migrations/00002 goes by it too.
@@ -55,7 +57,7 @@ func (Job) InsertOpts() river.InsertOpts {
 // slide has its embedding, or not, whatever becomes of its views.
 type viewsJob Job
 
-func (viewsJob) Kind() string                  { return "encode_views" }
+func (viewsJob) Kind() string                 { return "encode_views" }
 func (viewsJob) InsertOpts() river.InsertOpts { return Job{}.InsertOpts() }
 
 // MaxAttempts is how often a job is tried before it is given up, after 3 s, 15 s, 75 s and 6 min:

@@ -4,9 +4,11 @@ package tilertest
 
 import (
 	"bytes"
+	"cmp"
 	"compress/zlib"
 	"encoding/binary"
 	"fmt"
+	"slices"
 )
 
 // Tag is a field of a TIFF directory as it stands in the file: number, type, count, and value or where
@@ -28,16 +30,26 @@ func TIFF(next uint32, tags ...Tag) []byte {
 
 // OneTile is a TIFF of edge × edge RGB pixels that are one tile, with these bytes in that compression.
 func OneTile(edge uint32, compression uint16, tile []byte) []byte {
-	const bitsAt, tileAt = 8, 16
-	file := append([]byte("II*\x00\x00\x00\x00\x00\x08\x00\x08\x00\x08\x00\x00\x00"), tile...)
+	return one(edge, compression, tile, Tag{322, Long, 1, edge}, Tag{323, Long, 1, edge}, Tag{324, Long, 1, pixelsAt}, Tag{325, Long, 1, uint32(len(tile))}) //nolint:gosec // a few megabytes
+}
+
+// OneStrip is OneTile in a strip.
+func OneStrip(edge uint32, compression uint16, strip []byte) []byte {
+	return one(edge, compression, strip, Tag{273, Long, 1, pixelsAt}, Tag{277, Short, 1, 3}, Tag{278, Long, 1, edge}, Tag{279, Long, 1, uint32(len(strip))}) //nolint:gosec // a few megabytes
+}
+
+const bitsAt, pixelsAt = 8, 16
+
+func one(edge uint32, compression uint16, pixels []byte, place ...Tag) []byte {
+	file := append([]byte("II*\x00\x00\x00\x00\x00\x08\x00\x08\x00\x08\x00\x00\x00"), pixels...)
 	if len(file)%2 == 1 {
 		file = append(file, 0)
 	}
 	binary.LittleEndian.PutUint32(file[4:], uint32(len(file))) //nolint:gosec // a few megabytes
-	return append(file, directory(0, []Tag{
-		{256, Long, 1, edge}, {257, Long, 1, edge}, {258, Short, 3, bitsAt}, {259, Short, 1, uint32(compression)}, {262, Short, 1, 2},
-		{277, Short, 1, 3}, {322, Long, 1, edge}, {323, Long, 1, edge}, {324, Long, 1, tileAt}, {325, Long, 1, uint32(len(tile))}, //nolint:gosec // the same
-	})...)
+	tags := append([]Tag{{256, Long, 1, edge}, {257, Long, 1, edge}, {258, Short, 3, bitsAt}, {259, Short, 1, uint32(compression)},
+		{262, Short, 1, 2}, {277, Short, 1, 3}}, place...)
+	slices.SortFunc(tags, func(a, b Tag) int { return cmp.Compare(a[0], b[0]) })
+	return append(file, directory(0, slices.Compact(tags))...)
 }
 
 func directory(next uint32, tags []Tag) []byte {
