@@ -122,14 +122,15 @@ func Open(ctx context.Context, address string) (*Object, error) {
 
 func open(ctx context.Context, address string, patience, pause time.Duration) (*Object, error) {
 	o := &Object{name: Shown(address), flights: make(chan struct{}, maxFlights), patience: patience, pause: pause}
-	u, err := url.Parse(address)
+	public := strings.HasSuffix(address, publicMark)
+	u, err := url.Parse(strings.TrimSuffix(address, publicMark))
 	if err != nil || u.Host == "" || u.Fragment != "" {
 		return nil, o.broken("it is no address: write % as %25, # as %23 and ? as %3F")
 	}
 	if u.Scheme == "s3" {
-		o.store, err = newS3(u)
+		o.store, err = newS3(u, public)
 	} else {
-		o.store = &web{u.String()}
+		o.store = &web{u.String(), transportOf(public)}
 	}
 	if err != nil {
 		return nil, o.broken(err.Error())
@@ -278,7 +279,7 @@ const hintRanges = "copy the slide to this machine, or serve it from S3 or a web
 func (o *Object) fail(op string, err error) error {
 	var ours *coverslip.Error
 	if errors.As(err, &ours) {
-		return err
+		return coverslip.At(o.name, ours)
 	}
 	e := &coverslip.Error{Kind: coverslip.Unavailable, Op: op, Path: o.name, Err: err, Hint: "check that the server answers, then try again"}
 	var r *refusal
@@ -326,8 +327,19 @@ var transport = sync.OnceValue(func() *http.Transport {
 	return t
 })
 
+// transportOf is the transport of addresses that may lead anywhere, or only to public ones.
+func transportOf(public bool) *http.Transport {
+	if public {
+		return publicTransport()
+	}
+	return transport()
+}
+
 // web is a file behind HTTP.
-type web struct{ address string }
+type web struct {
+	address   string
+	transport *http.Transport
+}
 
 func (w *web) get(ctx context.Context, first, last int64, v version) (io.ReadCloser, http.Header, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, w.address, nil)
@@ -338,7 +350,7 @@ func (w *web) get(ctx context.Context, first, last int64, v version) (io.ReadClo
 	if name, value := v.condition(); value != "" {
 		req.Header.Set(name, value)
 	}
-	resp, err := (&http.Client{Transport: transport()}).Do(req)
+	resp, err := (&http.Client{Transport: w.transport}).Do(req)
 	if err != nil {
 		return nil, nil, withoutAddress(err)
 	}

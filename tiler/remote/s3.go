@@ -22,7 +22,20 @@ type s3 struct {
 }
 
 // newS3 reads the same addresses as storage/blob does, of an object instead of a bucket.
-func newS3(u *url.URL) (*s3, error) {
+func newS3(u *url.URL, public bool) (*s3, error) {
+	core, err := newCore(u, public)
+	if err != nil {
+		return nil, err
+	}
+	key := strings.TrimPrefix(u.Path, "/")
+	if key == "" || strings.HasSuffix(key, "/") {
+		return nil, errors.New("it names no object: name one slide file")
+	}
+	return &s3{core, u.Host, key}, nil
+}
+
+// newCore is the client for the bucket an address is in; see Public.
+func newCore(u *url.URL, public bool) (*minio.Core, error) {
 	query := u.Query()
 	for name := range query {
 		if name != "endpoint" && name != "region" {
@@ -32,12 +45,8 @@ func newS3(u *url.URL) (*s3, error) {
 	if err := s3utils.CheckValidBucketName(u.Host); err != nil {
 		return nil, err
 	}
-	key := strings.TrimPrefix(u.Path, "/")
-	if key == "" || strings.HasSuffix(key, "/") {
-		return nil, errors.New("it names no object: name one slide file")
-	}
 	// One try: repeating is done by Object, for both kinds of server.
-	opts := minio.Options{Creds: credentials.NewEnvAWS(), Region: query.Get("region"), Transport: transport(), MaxRetries: 1}
+	opts := minio.Options{Creds: credentials.NewEnvAWS(), Region: query.Get("region"), Transport: transportOf(public), MaxRetries: 1}
 	endpoint, err := url.Parse(query.Get("endpoint"))
 	switch {
 	case err == nil && *endpoint == (url.URL{}):
@@ -53,11 +62,10 @@ func newS3(u *url.URL) (*s3, error) {
 	default:
 		return nil, errors.New("endpoint is no address: write endpoint=http://host:port or endpoint=https://host")
 	}
-	core, err := minio.NewCore(endpoint.Host, &opts)
-	if err != nil {
-		return nil, err
+	if public && query.Get("endpoint") != "" {
+		opts.Creds = nil // somebody else's server gets to see nothing of ours
 	}
-	return &s3{core, u.Host, key}, nil
+	return minio.NewCore(endpoint.Host, &opts)
 }
 
 func (s *s3) get(ctx context.Context, first, last int64, v version) (io.ReadCloser, http.Header, error) {
