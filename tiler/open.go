@@ -42,9 +42,13 @@ func Open(ctx context.Context, path string) (*Slide, error) {
 func Name(path string) string { return filepath.Base(remote.Shown(path)) }
 
 // Files returns the paths of the files that the slide at path consists of, sorted: itself alone, or
-// the instances of a DICOM series. Nobody is asked what lies beside a slide at an address.
+// the instances of a DICOM series, in a folder of this machine or of a bucket (s3://bucket/folder/).
+// Nobody is asked what lies beside a slide at an address.
 func Files(ctx context.Context, path string) ([]string, error) {
-	if remote.Is(path) {
+	switch {
+	case remote.IsFolder(path):
+		return bucketFiles(ctx, path)
+	case remote.Is(path):
 		return []string{path}, nil
 	}
 	f, err := os.Open(path)

@@ -93,7 +93,7 @@ func TestTilesOfASlideInABucket(t *testing.T) {
 			t.Errorf("%s differs: %v", filepath.Base(tile), err)
 		}
 	}
-	for key, says := range map[string]string{"absent.svs": "check the address", "": "names no object"} {
+	for key, says := range map[string]string{"absent.svs": "check the address", "": "nothing in it"} {
 		if code, _, stderr := coverslipRun(t, "tiles", address(key), "--plan"); code == 0 || !strings.Contains(stderr, says) {
 			t.Errorf("%q: exit %d, %s", key, code, stderr)
 		}
@@ -123,5 +123,34 @@ func TestSlideReplacedInItsBucketWhileReadIsAConflict(t *testing.T) {
 	err = slide.Region(t.Context(), make([]byte, 512*512*3), 0, 512, 512, 512, 512)
 	if coverslip.KindOf(err) != coverslip.Conflict || !strings.Contains(err.Error(), "changed while it was read") {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestDICOMSlideInAFolderOfABucket(t *testing.T) {
+	folder := shared(t, "wsi", "dicom", "cmu-1-small-region")
+	store, address, _ := bucket(t)
+	files, err := filepath.Glob(filepath.Join(folder, "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		put(t, store, "slides/cmu/"+filepath.Base(f), f)
+	}
+	put(t, store, "slides/cmu/notes.txt", "s3_test.go")
+	put(t, store, "slides/other.svs", bundled)
+	_, want, stderr := coverslipRun(t, "tiles", folder, "--plan", "--quality")
+	code, got, far := coverslipRun(t, "tiles", address("slides/cmu/"), "--plan", "--quality")
+	if code != 0 || got != want || !strings.Contains(far, "cmu: dicom,") {
+		t.Fatalf("exit %d, %s%s, the same: %v", code, far, stderr, got == want)
+	}
+	if code, _, stderr := coverslipRun(t, "tiles", address("slides/"), "--plan"); code == 0 || !strings.Contains(stderr, "DICOM") {
+		t.Errorf("a folder without one: exit %d, %s", code, stderr)
+	}
+
+	needsRuntime(t)
+	data := dataFolder(t)
+	code, out, stderr := coverslipRun(t, "ingest", address("slides/cmu/"), "--mpp-of-slide", "1", "--wait", "--json", "--data", data)
+	if r := results(t, out); code != 0 || len(r) != 1 || r[0].State != coverslip.Embedded || r[0].Name != "cmu" {
+		t.Errorf("exit %d, %s%s", code, out, stderr)
 	}
 }

@@ -227,11 +227,15 @@ func unchanged(ctx context.Context, slide coverslip.Slide, files []string) error
 	}
 	same := false
 	if place, version, _ := strings.Cut(slide.Location, versionMark); remote.Is(place) {
-		object, err := remote.Open(ctx, place)
-		if err != nil {
-			return err
+		var versions []string
+		for _, address := range files {
+			object, err := remote.Open(ctx, address)
+			if err != nil {
+				return err
+			}
+			versions = append(versions, object.Version())
 		}
-		same = object.Version() == version
+		same = versionOf(versions) == version
 	} else {
 		id, _, _, err := identify(ctx, files)
 		if err != nil {

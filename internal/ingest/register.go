@@ -116,7 +116,7 @@ func describe(ctx context.Context, name string, files []string) (coverslip.Slide
 // sorted SHA-256 sums, so that neither names nor order count. version is what its place in the bucket
 // is followed by, for later reads to see that it is still the same; see stillThere.
 func identify(ctx context.Context, files []string) (id coverslip.SlideID, size int64, version string, err error) {
-	var sums []string
+	var sums, versions []string
 	for _, file := range files {
 		src, err := source(ctx, file)
 		if err != nil {
@@ -128,9 +128,12 @@ func identify(ctx context.Context, files []string) (id coverslip.SlideID, size i
 			return "", 0, "", coverslip.At(file, err)
 		}
 		if object, ok := src.(*objectReader); ok {
-			version = versionMark + object.Version()
+			versions = append(versions, object.Version())
 		}
 		sums, size = append(sums, string(sum)), size+n
+	}
+	if len(versions) > 0 {
+		version = versionMark + versionOf(versions)
 	}
 	if len(sums) == 1 {
 		return coverslip.SlideID(sums[0]), size, version, nil
@@ -138,6 +141,15 @@ func identify(ctx context.Context, files []string) (id coverslip.SlideID, size i
 	slices.Sort(sums)
 	of := sha256.Sum256([]byte(strings.Join(sums, "\n")))
 	return coverslip.SlideID(hex.EncodeToString(of[:])), size, version, nil
+}
+
+// versionOf is the version of a slide in a bucket, of those of its objects in their order.
+func versionOf(versions []string) string {
+	if len(versions) == 1 {
+		return versions[0]
+	}
+	of := sha256.Sum256([]byte(strings.Join(versions, "\n")))
+	return hex.EncodeToString(of[:])
 }
 
 // versionMark stands between an address and the version that was registered.

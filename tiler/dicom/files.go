@@ -49,10 +49,33 @@ func Files(ctx context.Context, path string) ([]string, error) {
 	if err != nil {
 		return nil, coverslip.At(folder, openError(err))
 	}
+	names := make([]string, len(entries))
+	for i, entry := range entries {
+		names[i] = filepath.Join(folder, entry.Name())
+	}
+	return choose(path, names, only, func(i int) (*image, error) { return probe(ctx, names[i]) })
+}
+
+// FilesAmong is Files of a folder that is elsewhere and holds these files.
+func FilesAmong(ctx context.Context, folder string, files []NamedReader) ([]string, error) {
+	names := make([]string, len(files))
+	for i, f := range files {
+		names[i] = f.Name
+	}
+	return choose(folder, names, "", func(i int) (*image, error) {
+		if files[i].Size() < headLength {
+			return nil, inOp("read DICOM header", unsupported(notWholeSlide, "not a DICOM file"))
+		}
+		im, err := readImage(ctx, files[i], tagSeries+1)
+		return im, coverslip.At(names[i], err)
+	})
+}
+
+// choose returns the names of the files of the only series in a folder, or of only this one.
+func choose(path string, names []string, only string, probe func(i int) (*image, error)) ([]string, error) {
 	levels := map[string][]string{} // of each series
-	for _, entry := range entries {
-		name := filepath.Join(folder, entry.Name())
-		im, err := probe(ctx, name)
+	for i, name := range names {
+		im, err := probe(i)
 		switch {
 		case coverslip.KindOf(err) == coverslip.Unsupported:
 			continue // no part of a slide
