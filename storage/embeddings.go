@@ -12,14 +12,6 @@ import (
 	"coverslip/storage/internal/pgerr"
 )
 
-// PutModel writes a model down. The same SHA-256 again changes nothing.
-func (q queries) PutModel(ctx context.Context, m coverslip.Model) error {
-	_, err := q.q.Exec(ctx, `insert into models (sha256, kind, name, dim, tile_size, tile_mpp, licence, source)
-		values ($1, $2, $3, $4, $5, $6, $7, $8) on conflict (sha256) do nothing`,
-		m.SHA256, m.Kind, m.Name, m.Dim, m.TileSize, m.TileMPP, m.Licence, m.Source)
-	return coverslip.At("model "+m.Name, pgerr.Wrap("record the model", err))
-}
-
 // PutBag records that a bag is in the blob store. Call it after the blob is published, never before.
 // The key says what the bag holds, so the same key again changes nothing.
 func (q queries) PutBag(ctx context.Context, b coverslip.Bag) error {

@@ -20,6 +20,7 @@ type ingestCmd struct {
 	Wait       bool     `help:"Stay until every slide has its embedding or a reason for having none."`
 	budgetFlags
 	mppTableFlag
+	encoderFlags
 	dataFlags
 }
 
@@ -96,7 +97,7 @@ func (c *ingestCmd) Run(e *env) error {
 	if err := c.readMPPs(); err != nil {
 		return err
 	}
-	return c.with(e, func(p *platform, in *ingest.Ingest) error {
+	return c.with(e, c.encoderFlags, func(p *platform, in *ingest.Ingest) error {
 		in.Plan.Budget, in.Plan.SkipBadTiles = c.budget(), c.SkipBad
 		return c.ingest(e, p, in)
 	})

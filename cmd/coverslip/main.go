@@ -50,6 +50,8 @@ type cli struct {
 	Slides slidesCmd `cmd:"" group:"Slides" help:"List slides, or show one."`
 	Jobs   jobsCmd   `cmd:"" group:"Slides" help:"List, retry or cancel the work in the queue."`
 
+	Models modelsCmd `cmd:"" group:"Slides" help:"Add, list, show or verify encoders."`
+
 	Search searchCmd `cmd:"" group:"Embeddings" help:"Find the slides most similar to one."`
 	Export exportCmd `cmd:"" group:"Embeddings" help:"Write embeddings to a file for numpy or a spreadsheet."`
 

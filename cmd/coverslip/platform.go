@@ -53,6 +53,9 @@ type platform struct {
 	dir    string
 	server *postgres.Server // the private one, where this process runs it
 	joined bool             // another process runs it
+
+	encoder encoder.Spec // of what is registered
+	on      onnx.Provider
 }
 
 // owner reports whether no other process can be at work on this database.
@@ -80,13 +83,13 @@ func (f *dataFlags) connect(e *env) (*platform, error) {
 }
 
 // with connects, calls do with what registers and finds slides, and lets go of everything after.
-func (f *dataFlags) with(e *env, do func(*platform, *ingest.Ingest) error) error {
+func (f *dataFlags) with(e *env, enc encoderFlags, do func(*platform, *ingest.Ingest) error) error {
 	p, err := f.connect(e)
 	if err != nil {
 		return err
 	}
 	defer p.Close()
-	in, err := p.registrar(e)
+	in, err := p.registrar(e, enc)
 	if err != nil {
 		return err
 	}
@@ -162,7 +165,7 @@ func (p *platform) spool() (string, error) {
 }
 
 // registrar can register slides: everything but the encoder itself.
-func (p *platform) registrar(e *env) (*ingest.Ingest, error) {
+func (p *platform) registrar(e *env, enc encoderFlags) (*ingest.Ingest, error) {
 	spool, err := p.spool()
 	if err != nil {
 		return nil, err
@@ -171,7 +174,11 @@ func (p *platform) registrar(e *env) (*ingest.Ingest, error) {
 	if err != nil {
 		return nil, err
 	}
-	model, _ := encoder.Default()
+	if p.encoder, err = p.spec(e, enc.Encoder); err != nil {
+		return nil, err
+	}
+	p.on = onnx.Provider(enc.Provider)
+	model := p.encoder.Model()
 	in := &ingest.Ingest{DB: p.DB, Queue: jobs, Blobs: p.Blobs, Model: model, Aggregator: slidessl.Mean{},
 		Plan: ingest.DefaultPlan(model), Mask: tissue.Default(), Spool: spool, Log: e.log}
 	for _, m := range []coverslip.Model{in.Model, in.Aggregator.Model()} {
@@ -191,10 +198,13 @@ func (p *platform) work(e *env, in *ingest.Ingest) (stop func(), err error) {
 	if p.joined {
 		return nil, &coverslip.Error{Kind: coverslip.Conflict, Op: "start workers", Path: p.dir, Err: errors.New("another process works on this folder"), Hint: "stop it first, or use another --data"}
 	}
-	if in.Encoder, err = openEncoder(); err != nil {
+	session, err := p.openEncoder(e, p.encoder, p.on) // before the first job: what is missing here shows at once
+	if err != nil {
 		return nil, err
 	}
-	q, err := queue.New(p.DB.Pool(), queue.Config{Workers: slidesAtOnce, Work: in.Work, Logger: e.log})
+	in.Encoder = session
+	w := &worker{p: p, in: in, session: session}
+	q, err := queue.New(p.DB.Pool(), queue.Config{Workers: slidesAtOnce, Work: w.work, Logger: e.log})
 	if err != nil {
 		return nil, err
 	}
@@ -219,10 +229,43 @@ func (p *platform) work(e *env, in *ingest.Ingest) (stop func(), err error) {
 	}, nil
 }
 
+// worker does jobs of any encoder there is, one at a time.
+type worker struct {
+	p       *platform
+	in      *ingest.Ingest
+	session *onnx.Session // of in
+}
+
+// work does a job with the encoder it asks for. Only one stays in memory, since the large ones need
+// gigabytes; jobs come in the order they were asked for, so it seldom changes.
+func (w *worker) work(ctx context.Context, job queue.Job, attempt queue.Attempt) error {
+	if job.Encoder != "" && job.Encoder != w.in.Model.Name {
+		spec, err := w.p.spec(ctx, job.Encoder)
+		if err != nil {
+			return err
+		}
+		session, err := w.p.openEncoder(ctx, spec, w.p.on)
+		if err != nil {
+			return err
+		}
+		other := *w.in
+		other.Encoder, other.Model = session, session.Model()
+		other.Plan.MPP, other.Plan.Size = other.Model.TileMPP, other.Model.TileSize
+		if err := w.p.DB.PutModel(ctx, other.Model); err != nil {
+			return errors.Join(err, session.Close())
+		}
+		if err := w.session.Close(); err != nil {
+			return errors.Join(err, session.Close())
+		}
+		w.in, w.session = &other, session
+	}
+	return w.in.Work(ctx, job, attempt)
+}
+
 // openEncoder loads the encoder that ships with the product.
 func openEncoder() (encoder.Encoder, error) {
-	model, file := encoder.Default()
-	return onnx.Open(file, model)
+	spec, file := encoder.Default()
+	return onnx.Open(file, spec, onnx.CPU)
 }
 
 // findSlide takes what people type for a slide: an id, its first digits, or a path that was ingested.

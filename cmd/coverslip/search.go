@@ -16,6 +16,7 @@ type searchCmd struct {
 	K          int      `short:"k" default:"10" help:"How many (${default})."`
 	Cohort     string   `placeholder:"NAME" help:"Search only this cohort."`
 	MPPOfSlide mppValue `name:"mpp-of-slide" help:"Resolution of --file, µm per pixel, where it does not say it."`
+	encoderFlags
 	dataFlags
 }
 
@@ -33,7 +34,7 @@ func (c *searchCmd) Run(e *env) error {
 	if c.K < 1 {
 		return &usageError{"-k must be at least 1"}
 	}
-	return c.with(e, func(p *platform, in *ingest.Ingest) error { return c.search(e, p, in) })
+	return c.with(e, c.encoderFlags, func(p *platform, in *ingest.Ingest) error { return c.search(e, p, in) })
 }
 
 func (c *searchCmd) search(e *env, p *platform, in *ingest.Ingest) error {
@@ -89,7 +90,7 @@ func (c *searchCmd) query(e *env, p *platform, in *ingest.Ingest) (v []float32, 
 		}
 		return found.Vector, slide.ID, err
 	}
-	if in.Encoder, err = openEncoder(); err != nil {
+	if in.Encoder, err = p.openEncoder(e, p.encoder, p.on); err != nil {
 		return nil, "", err
 	}
 	var show func(int)

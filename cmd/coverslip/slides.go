@@ -13,6 +13,7 @@ type slidesCmd struct {
 	State  string `enum:",queued,encoding,embedded,no_tissue,needs_mpp,failed" default:"" help:"Only slides in this state: queued, encoding, embedded, no_tissue, needs_mpp or failed."`
 	Cohort string `placeholder:"NAME" help:"Only slides of this cohort."`
 	Limit  int    `default:"0" help:"At most so many; 0 is all."`
+	encoderFlags
 	dataFlags
 }
 
@@ -63,7 +64,7 @@ func (c *slidesCmd) Run(e *env) error {
 }
 
 func (c *slidesCmd) show(e *env, p *platform) error {
-	in, err := p.registrar(e)
+	in, err := p.registrar(e, c.encoderFlags)
 	if err != nil {
 		return err
 	}

@@ -17,6 +17,7 @@ import (
 
 type upCmd struct {
 	Addr string `default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Where the API listens (${default}); port 0 takes a free one."`
+	encoderFlags
 	dataFlags
 }
 
@@ -31,10 +32,11 @@ Everything lies in one folder. Ctrl-C stops it cleanly; after a crash it goes on
 }
 
 // Run runs API and workers until it is told to stop.
-func (c *upCmd) Run(e *env) error { return serve(e, &c.dataFlags, c.Addr, true) }
+func (c *upCmd) Run(e *env) error { return serve(e, &c.dataFlags, c.encoderFlags, c.Addr, true) }
 
 type serveCmd struct {
 	Addr string `default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Where the API listens (${default})."`
+	encoderFlags
 	dataFlags
 }
 
@@ -46,10 +48,10 @@ func (serveCmd) Help() string {
 }
 
 // Run runs the API until it is told to stop.
-func (c *serveCmd) Run(e *env) error { return serve(e, &c.dataFlags, c.Addr, false) }
+func (c *serveCmd) Run(e *env) error { return serve(e, &c.dataFlags, c.encoderFlags, c.Addr, false) }
 
-func serve(e *env, data *dataFlags, addr string, workers bool) error {
-	return data.with(e, func(p *platform, in *ingest.Ingest) error { return p.serve(e, in, addr, workers) })
+func serve(e *env, data *dataFlags, enc encoderFlags, addr string, workers bool) error {
+	return data.with(e, enc, func(p *platform, in *ingest.Ingest) error { return p.serve(e, in, addr, workers) })
 }
 
 func (p *platform) serve(e *env, in *ingest.Ingest, addr string, workers bool) error {
@@ -105,7 +107,10 @@ func (p *platform) ready(ctx context.Context) []api.Check {
 	return append(checks, api.Check{Name: "blob store", Err: err})
 }
 
-type workCmd struct{ dataFlags }
+type workCmd struct {
+	encoderFlags
+	dataFlags
+}
 
 // Help is shown by coverslip work --help.
 func (workCmd) Help() string {
@@ -115,7 +120,7 @@ func (workCmd) Help() string {
 
 // Run runs workers until it is told to stop.
 func (c *workCmd) Run(e *env) error {
-	return c.with(e, func(p *platform, in *ingest.Ingest) error {
+	return c.with(e, c.encoderFlags, func(p *platform, in *ingest.Ingest) error {
 		stop, err := p.work(e, in)
 		if err != nil {
 			return err

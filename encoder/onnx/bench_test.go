@@ -15,7 +15,7 @@ import (
 func BenchmarkEncode(b *testing.B) {
 	onnxtest.Need(b)
 	spec, file := encoder.Default()
-	s, err := onnx.Open(file, spec)
+	s, err := onnx.Open(file, spec, onnx.CPU)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -26,8 +26,8 @@ func BenchmarkEncode(b *testing.B) {
 			var wg sync.WaitGroup
 			for range workers {
 				wg.Go(func() {
-					pixels := noise(encoder.BatchSize*spec.TileSize*spec.TileSize*3, 1)
-					features := make([]float32, encoder.BatchSize*spec.Dim)
+					pixels := noise(encoder.BatchSize*spec.Input.Size*spec.Input.Size*3, 1)
+					features := make([]float32, encoder.BatchSize*s.Model().Dim)
 					for range b.N {
 						if err := s.Encode(context.Background(), features, pixels, encoder.BatchSize); err != nil {
 							b.Error(err)

@@ -17,7 +17,7 @@ const LibraryVariable = "COVERSLIP_ONNXRUNTIME"
 
 // Library loads ONNX Runtime, once for the process, and says which file it is and its version.
 func Library() (path, version string, err error) {
-	if err := load(); err != nil {
+	if err := loadLibrary(); err != nil {
 		return "", "", err
 	}
 	return library.path, ort.GetVersion(), nil
@@ -28,8 +28,8 @@ var library struct {
 	path string // empty until loaded
 }
 
-// load makes ONNX Runtime ready. What failed may be tried again; what is loaded stays.
-func load() error {
+// loadLibrary makes ONNX Runtime ready. What failed may be tried again; what is loaded stays.
+func loadLibrary() error {
 	library.Lock()
 	defer library.Unlock()
 	if library.path != "" {

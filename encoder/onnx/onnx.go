@@ -1,17 +1,16 @@
-// Package onnx runs encoders with ONNX Runtime on the CPU. It is the only place of the encoder
-// that stands on cgo. It finds and loads the shared library, checks a model against its
-// specification, and runs batches; reading tiles and ordering batches is left to package encoder.
+// Package onnx runs encoders with ONNX Runtime. It is the only place of the encoder that stands on
+// cgo. It finds and loads the shared library, checks a model's file and holds it against its
+// specification before ONNX Runtime sees it, and runs batches; reading tiles and ordering batches is
+// left to package encoder.
 package onnx
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"math"
+	"path/filepath"
 	"runtime"
-	"strings"
 	"sync"
 
 	ort "github.com/yalue/onnxruntime_go"
@@ -20,17 +19,15 @@ import (
 	"coverslip/encoder"
 )
 
-// Names of the one input and the one output of an encoder's graph.
-const (
-	inputName  = "pixels"   // uint8 [N, S, S, 3], RGB; normalisation is part of the graph
-	outputName = "features" // float32 [N, D]
-)
-
 // Session is an encoder in memory, shared by all workers: each call of Encode runs on the thread
 // that makes it, on one core.
 type Session struct {
-	spec coverslip.Model
-	ort  *ort.DynamicAdvancedSession
+	model coverslip.Model
+	spec  encoder.Spec
+	taps  []encoder.Tap
+	table *[3][256]float32 // of values 0 to 255 of red, green and blue; nil: the graph takes them as they are
+	ort   *ort.DynamicAdvancedSession
+	input sync.Pool // of *[]float32
 
 	mu     sync.RWMutex // held for reading while a batch runs, so that Close waits for it
 	closed bool
@@ -38,40 +35,90 @@ type Session struct {
 
 var _ encoder.Encoder = (*Session)(nil)
 
-// Open loads model, the bytes of an ONNX file with one input "pixels", uint8 [N, S, S, 3], and one
-// output "features", float32 [N, D], for any N. The bytes must have the SHA-256 of spec, and S and
-// D must be its TileSize and Dim; the model is not kept. Close frees the session.
-func Open(model []byte, spec coverslip.Model) (*Session, error) {
+// Open loads an encoder from the bytes of its ONNX file, which must have the SHA-256 of spec and
+// hold all weights; they are not kept. Close frees the session.
+func Open(file []byte, spec encoder.Spec, on Provider) (*Session, error) {
 	op := "load encoder " + spec.Name
-	sum := sha256.Sum256(model)
-	if got := hex.EncodeToString(sum[:]); got != spec.SHA256 {
-		return nil, &coverslip.Error{
-			Kind: coverslip.Invalid, Op: op,
-			Err:  fmt.Errorf("the file has SHA-256 %s, its specification says %s", got, spec.SHA256),
-			Hint: "the file was changed or cut on its way; get it again",
-		}
+	if err := checkHash(fileHash(file), spec.SHA256); err != nil {
+		return nil, &coverslip.Error{Kind: coverslip.Invalid, Op: op, Err: err, Hint: hashHint}
 	}
-	if err := load(); err != nil {
-		return nil, err
+	g, err := readGraph(file)
+	if err == nil && len(g.external) > 0 {
+		err = errors.New("its weights lie in other files")
 	}
-	session, err := newSession(model)
 	if err != nil {
-		return nil, &coverslip.Error{
-			Kind: coverslip.Invalid, Op: op, Err: err,
-			Hint: "ONNX Runtime cannot use the model; export it again",
-		}
+		return nil, &coverslip.Error{Kind: coverslip.Invalid, Op: op, Err: err, Hint: graphHint}
 	}
-	if err := checkGraph(model, spec); err != nil {
-		return nil, errors.Join(&coverslip.Error{
-			Kind: coverslip.Invalid, Op: op, Err: err,
-			Hint: "export it so, or correct tile_size and dim of its specification",
-		}, session.Destroy())
-	}
-	return &Session{spec: spec, ort: session}, nil
+	return openBytes(file, spec, on, g)
 }
 
-// Model is the specification the session was opened with.
-func (s *Session) Model() coverslip.Model { return s.spec }
+// OpenFile loads an encoder from its ONNX file at path and, where it has any, the files of weights
+// in the same folder. All must have the SHA-256 that spec says; whoever can write to the folder
+// while they are loaded is trusted.
+func OpenFile(path string, spec encoder.Spec, on Provider) (*Session, error) {
+	f, raw, g, err := inspect(path)
+	if err == nil {
+		err = f.checkAgainst(spec)
+	}
+	if err != nil {
+		return nil, coverslip.At(path, coverslip.Doing("load encoder "+spec.Name, err))
+	}
+	if len(g.external) == 0 {
+		s, err := openBytes(raw, spec, on, g)
+		return s, coverslip.At(path, err)
+	}
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, &coverslip.Error{Kind: coverslip.Environment, Op: "load encoder " + spec.Name, Path: path, Err: err}
+	}
+	s, err := open(spec, on, g, func(o *ort.SessionOptions, outputs []string) (*ort.DynamicAdvancedSession, error) {
+		return ort.NewDynamicAdvancedSession(abs, []string{spec.Input.Tensor}, outputs, o)
+	})
+	return s, coverslip.At(path, err)
+}
+
+func openBytes(file []byte, spec encoder.Spec, on Provider, g graph) (*Session, error) {
+	return open(spec, on, g, func(o *ort.SessionOptions, outputs []string) (*ort.DynamicAdvancedSession, error) {
+		return ort.NewDynamicAdvancedSessionWithONNXData(file, []string{spec.Input.Tensor}, outputs, o)
+	})
+}
+
+const (
+	hashHint  = "the file was changed or cut on its way; get it again"
+	graphHint = "export it to ONNX again; docs/ENCODERS.md says how"
+)
+
+func open(spec encoder.Spec, on Provider, g graph, load func(*ort.SessionOptions, []string) (*ort.DynamicAdvancedSession, error)) (*Session, error) {
+	op := "load encoder " + spec.Name
+	s := &Session{model: spec.Model(), spec: spec, taps: spec.InUse()}
+	if err := g.checkPorts(spec); err != nil {
+		return nil, &coverslip.Error{Kind: coverslip.Invalid, Op: op, Err: err, Hint: "export it so, or correct its specification"}
+	}
+	if spec.Input.Layout != encoder.NHWCUint8 {
+		s.table = normalisation(spec.Input)
+		floats := spec.Input.Size * spec.Input.Size * 3
+		s.input.New = func() any { return new(make([]float32, 0, encoder.BatchSize*floats)) }
+	}
+	if err := loadLibrary(); err != nil {
+		return nil, err
+	}
+	options, err := on.options()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = options.Destroy() }() // fails for options that are not there only
+	var outputs []string
+	for _, t := range s.taps {
+		outputs = append(outputs, t.Output)
+	}
+	if s.ort, err = load(options, outputs); err != nil {
+		return nil, &coverslip.Error{Kind: coverslip.Invalid, Op: op, Err: err, Hint: "ONNX Runtime cannot use the model; " + graphHint}
+	}
+	return s, nil
+}
+
+// Model is what is known of the encoder, with the taps it was opened with.
+func (s *Session) Model() coverslip.Model { return s.model }
 
 // Close waits for running batches and frees the session. Encode fails afterwards.
 func (s *Session) Close() error {
@@ -82,24 +129,28 @@ func (s *Session) Close() error {
 	}
 	s.closed = true
 	if err := s.ort.Destroy(); err != nil {
-		return &coverslip.Error{Kind: coverslip.Internal, Op: "free encoder " + s.spec.Name, Err: err}
+		return &coverslip.Error{Kind: coverslip.Internal, Op: "free encoder " + s.model.Name, Err: err}
 	}
 	return nil
 }
 
-// Encode implements encoder.Encoder. ONNX Runtime reads pixels and writes dst in place.
+// Encode implements encoder.Encoder. Where the file takes pixels as they are and gives the features
+// as they are, ONNX Runtime reads pixels and writes dst in place.
 func (s *Session) Encode(ctx context.Context, dst []float32, pixels []uint8, n int) error {
-	size, dim := s.spec.TileSize, s.spec.Dim
+	size, dim := s.model.TileSize, s.model.Dim
 	if n < 1 || len(pixels) != n*size*size*3 || len(dst) != n*dim {
 		panic("onnx: Encode needs pixels [n,S,S,3] and dst [n,D]")
 	}
-	op := "run encoder " + s.spec.Name
+	op := "run encoder " + s.model.Name
 	if ctx.Err() != nil {
 		return &coverslip.Error{Kind: coverslip.Canceled, Op: op, Err: context.Cause(ctx)}
 	}
 	if err := s.run(ctx, dst, pixels, n); err != nil {
 		if ctx.Err() != nil {
 			return &coverslip.Error{Kind: coverslip.Canceled, Op: op, Err: context.Cause(ctx)}
+		}
+		if coverslip.KindOf(err) == coverslip.Invalid {
+			return coverslip.Doing(op, err)
 		}
 		return &coverslip.Error{Kind: coverslip.Internal, Op: op, Err: err}
 	}
@@ -118,23 +169,30 @@ func (s *Session) run(ctx context.Context, dst []float32, pixels []uint8, n int)
 	if s.closed {
 		return errors.New("the encoder is closed")
 	}
-	// ONNX Runtime holds on to both buffers from one call into C to the next.
+	// ONNX Runtime holds on to buffers from one call into C to the next.
 	var pin runtime.Pinner
 	defer pin.Unpin()
-	pin.Pin(&pixels[0])
-	pin.Pin(&dst[0])
 
-	side := int64(s.spec.TileSize)
-	in, err := ort.NewTensor(ort.NewShape(int64(n), side, side, 3), pixels)
+	in, release, err := s.tensor(pixels, n, &pin)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, in.Destroy()) }()
-	out, err := ort.NewTensor(ort.NewShape(int64(n), int64(s.spec.Dim)), dst)
-	if err != nil {
-		return err
+	defer func() { err = errors.Join(err, in.Destroy()); release() }()
+	outputs := make([]ort.Value, len(s.taps))
+	defer func() {
+		for _, out := range outputs {
+			if out != nil {
+				err = errors.Join(err, out.Destroy())
+			}
+		}
+	}()
+	inPlace := len(s.taps) == 1 && s.taps[0].Pooling == encoder.None
+	if inPlace {
+		pin.Pin(&dst[0])
+		if outputs[0], err = tensor(ort.NewTensor(ort.NewShape(int64(n), int64(s.model.Dim)), dst)); err != nil {
+			return err
+		}
 	}
-	defer func() { err = errors.Join(err, out.Destroy()) }()
 	options, err := ort.NewRunOptions()
 	if err != nil {
 		return err
@@ -146,11 +204,70 @@ func (s *Session) run(ctx context.Context, dst []float32, pixels []uint8, n int)
 		_ = options.Terminate() // ends the run at the next node; without it the run ends by itself
 		close(told)
 	})
-	err = s.ort.RunWithOptions([]ort.Value{in}, []ort.Value{out}, options)
+	err = s.ort.RunWithOptions([]ort.Value{in}, outputs, options)
 	if !stop() {
 		<-told // options must outlive the call
 	}
-	return err
+	if err != nil || inPlace {
+		return err
+	}
+	return s.pool(dst, outputs, n)
+}
+
+// tensor is the input for n tiles: pixels themselves, or their normalised values in a buffer that
+// release gives back.
+func (s *Session) tensor(pixels []uint8, n int, pin *runtime.Pinner) (in ort.Value, release func(), err error) {
+	side := int64(s.model.TileSize)
+	if s.table == nil {
+		pin.Pin(&pixels[0])
+		in, err = tensor(ort.NewTensor(ort.NewShape(int64(n), side, side, 3), pixels))
+		return in, func() {}, err
+	}
+	buffer := s.input.Get().(*[]float32)
+	release = func() { s.input.Put(buffer) }
+	if cap(*buffer) < len(pixels) {
+		*buffer = make([]float32, len(pixels))
+	}
+	*buffer = (*buffer)[:len(pixels)]
+	pin.Pin(&(*buffer)[0])
+	shape := ort.NewShape(int64(n), side, side, 3)
+	if s.spec.Input.Layout == encoder.NCHWFloat32 {
+		shape = ort.NewShape(int64(n), 3, side, side)
+		planes(*buffer, pixels, n, s.table)
+	} else {
+		interleaved(*buffer, pixels, s.table)
+	}
+	if in, err = tensor(ort.NewTensor(shape, *buffer)); err != nil {
+		release()
+	}
+	return in, release, err
+}
+
+// tensor keeps a nil *Tensor from becoming a Value that is not nil.
+func tensor[T ort.TensorData](t *ort.Tensor[T], err error) (ort.Value, error) {
+	if err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// pool turns the outputs for n tiles into dst, [n, D], tap by tap.
+func (s *Session) pool(dst []float32, outputs []ort.Value, n int) error {
+	first := 0
+	for i, tap := range s.taps {
+		out, ok := outputs[i].(*ort.Tensor[float32])
+		if !ok {
+			return &coverslip.Error{Kind: coverslip.Invalid, Err: fmt.Errorf("output %s is not of float32", tap.Output), Hint: graphHint}
+		}
+		shape := out.GetShape()
+		if !fits(shape, tap, n) {
+			return &coverslip.Error{Kind: coverslip.Invalid, Err: fmt.Errorf("output %s has the shape %v for %d tiles; tap %s asks for %s", tap.Output, shape, n, tap.Name, wanted(tap)),
+				Hint: "export it so, or correct its specification"}
+		}
+		pool(dst[first:], s.model.Dim, out.GetData(), shape, tap)
+		first += tap.Dim
+	}
+	return nil
 }
 
 // checkFinite returns a RowError for the first of the rows of dst, [n, dim], that holds a NaN or
@@ -163,56 +280,4 @@ func checkFinite(dst []float32, dim int) error {
 		}
 	}
 	return nil
-}
-
-// newSession loads a model for calls that run on one thread each, because workers keep the cores
-// busy already, and with no thread that spins while it waits. The memory arena stays on: without it
-// every batch fetches its memory from the kernel anew, and a quarter of the speed is gone.
-func newSession(model []byte) (*ort.DynamicAdvancedSession, error) {
-	o, err := ort.NewSessionOptions()
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = o.Destroy() }() // fails for options that are not there only
-	err = errors.Join(
-		o.SetIntraOpNumThreads(1),
-		o.SetInterOpNumThreads(1),
-		o.SetGraphOptimizationLevel(ort.GraphOptimizationLevelEnableAll),
-		o.AddSessionConfigEntry("session.intra_op.allow_spinning", "0"),
-	)
-	if err != nil {
-		return nil, err
-	}
-	return ort.NewDynamicAdvancedSessionWithONNXData(model, []string{inputName}, []string{outputName}, o)
-}
-
-// checkGraph holds the inputs and outputs the file declares against what Encode will give it.
-func checkGraph(model []byte, spec coverslip.Model) error {
-	inputs, outputs, err := ort.GetInputOutputInfoWithONNXData(model)
-	if err != nil {
-		return err
-	}
-	got := "input " + ports(inputs) + ", output " + ports(outputs)
-	want := fmt.Sprintf("input %s uint8 [N %d %d 3], output %s float32 [N %d]",
-		inputName, spec.TileSize, spec.TileSize, outputName, spec.Dim)
-	if got != want {
-		return fmt.Errorf("the model has %s; its specification asks for %s", got, want)
-	}
-	return nil
-}
-
-func ports(infos []ort.InputOutputInfo) string {
-	var all []string
-	for _, p := range infos {
-		element := p.DataType.String()
-		switch p.DataType {
-		case ort.TensorElementDataTypeUint8:
-			element = "uint8"
-		case ort.TensorElementDataTypeFloat:
-			element = "float32"
-		}
-		shape := strings.ReplaceAll(fmt.Sprint([]int64(p.Dimensions)), "-1", "N") // -1: any number
-		all = append(all, fmt.Sprintf("%s %s %s", p.Name, element, shape))
-	}
-	return strings.Join(all, " and ")
 }

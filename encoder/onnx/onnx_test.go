@@ -11,6 +11,7 @@ import (
 	_ "image/png" // golden tiles
 	"math"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -23,30 +24,117 @@ import (
 	"coverslip/encoder/onnx/onnxtest"
 )
 
-// The shipped encoder against PyTorch on six made and two real tiles; encoder/weights/export.py
-// writes both sides.
+// The shipped encoder, each of its taps, against PyTorch on six made and two real tiles;
+// encoder/weights/export.py writes both sides.
 func TestDefaultEqualsPyTorch(t *testing.T) {
-	s := openDefault(t)
-	raw, err := os.ReadFile("testdata/golden.f32")
+	pixels := goldenTiles(t)
+	for tap, golden := range map[string]string{"pooled": "golden.f32", "stage3": "golden-stage3.f32", "stage5": "golden-stage5.f32", "stage7": "golden-stage7.f32"} {
+		s := openDefault(t, tap)
+		got := encode(t, s, pixels, 8)
+		worst, largest := worstDifference(t, got, golden)
+		t.Logf("%s: largest difference %.2g, largest feature %.2g", tap, worst, largest)
+		if worst > 1e-4 {
+			t.Errorf("%s: features differ from PyTorch's by up to %g", tap, worst)
+		}
+		if largest < 1 {
+			t.Errorf("%s: no golden feature reaches 1: nothing was compared", tap)
+		}
+	}
+}
+
+// The int8 variant is near the float32 one; docs/ENCODERS.md has what was measured on more tiles.
+func TestInt8IsNearFloat32(t *testing.T) {
+	spec, _ := encoder.Shipped("efficientnet-lite0-int8")
+	file := encoder.Weights(spec.Name)
+	if len(file) > 6<<20 {
+		t.Errorf("the file has %d bytes", len(file))
+	}
+	pixels := goldenTiles(t)[6*224*224*3:] // the two real ones
+	want, got := encode(t, openDefault(t), pixels, 2), encode(t, open(t, file, spec), pixels, 2)
+	for i := range 2 {
+		if c := cosine(got[i*1280:][:1280], want[i*1280:][:1280]); c < 0.99 {
+			t.Errorf("tile %d: cosine %.4f", i, c)
+		}
+	}
+}
+
+func TestTapsFollowEachOther(t *testing.T) {
+	pixels := goldenTiles(t)
+	var want []float32
+	one := map[string][]float32{}
+	for _, tap := range []string{"stage5", "pooled", "stage3"} {
+		one[tap] = encode(t, openDefault(t, tap), pixels, 8)
+	}
+	for i := range 8 {
+		want = append(want, one["stage5"][i*112:][:112]...)
+		want = append(want, one["pooled"][i*1280:][:1280]...)
+		want = append(want, one["stage3"][i*40:][:40]...)
+	}
+	s := openDefault(t, "stage5", "pooled", "stage3")
+	if got := encode(t, s, pixels, 8); !slices.Equal(got, want) {
+		t.Error("three taps in one run give other bits than three runs")
+	}
+	m := s.Model()
+	if m.Name != "efficientnet-lite0:stage5+pooled+stage3" || m.Dim != 1432 || len(m.Taps) != 3 || m.Taps[1] != (coverslip.Tap{Name: "pooled", Dim: 1280}) {
+		t.Errorf("the model is %+v", m)
+	}
+	if d := openDefault(t).Model(); d.SpecSHA256 == m.SpecSHA256 || d.SHA256 != m.SHA256 {
+		t.Errorf("the hashes do not tell taps apart: %+v, %+v", d, m)
+	}
+}
+
+// One tile by itself or among 64, one worker or sixteen: the same bits, of every file that ships.
+func TestFault30BatchesAndWorkersDoNotChangeFeatures(t *testing.T) {
+	pixels := goldenTiles(t)
+	const tile = 224 * 224 * 3
+	var many []uint8
+	for i := range 64 {
+		many = append(many, pixels[(i*5%8)*tile:][:tile]...)
+	}
+	for _, name := range []string{"efficientnet-lite0", "efficientnet-lite0-int8"} {
+		spec, _ := encoder.Shipped(name)
+		spec, err := spec.Use("pooled", "stage3")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := open(t, encoder.Weights(name), spec)
+		whole := encode(t, s, many, 64)
+		for i := range 8 {
+			if alone := encode(t, s, many[i*tile:][:tile], 1); !slices.Equal(alone, whole[i*s.Model().Dim:][:s.Model().Dim]) {
+				t.Errorf("%s: tile %d has other bits alone than among 64", name, i)
+			}
+		}
+		src := tiles{pixels: many, size: 224}
+		if !slices.Equal(run(t, s, src, 64, 1), whole) || !slices.Equal(run(t, s, src, 64, 16), whole) {
+			t.Errorf("%s: 1 or 16 workers give other bits than one batch of 64", name)
+		}
+	}
+}
+
+func worstDifference(t *testing.T, got []float32, golden string) (worst, largest float64) {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join("testdata", golden))
 	if err != nil {
 		t.Fatal(err)
 	}
-	pixels := goldenTiles(t)
-	n := len(raw) / 4 / s.Model().Dim
-	got := encode(t, s, pixels, n)
-	worst, largest := 0.0, 0.0
+	if len(raw) != 4*len(got) {
+		t.Fatalf("%s has %d features, not %d", golden, len(raw)/4, len(got))
+	}
 	for i, v := range got {
 		want := float64(math.Float32frombits(binary.LittleEndian.Uint32(raw[4*i:])))
 		worst = max(worst, math.Abs(float64(v)-want))
 		largest = max(largest, want)
 	}
-	t.Logf("largest difference %.2g, largest feature %.2g", worst, largest)
-	if worst > 1e-4 {
-		t.Errorf("features differ from PyTorch's by up to %g", worst)
+	return worst, largest
+}
+
+func cosine(a, b []float32) float64 {
+	var ab, aa, bb float64
+	for i := range a {
+		x, y := float64(a[i]), float64(b[i])
+		ab, aa, bb = ab+x*y, aa+x*x, bb+y*y
 	}
-	if largest < 1 {
-		t.Errorf("no golden feature reaches 1: nothing was compared")
-	}
+	return ab / math.Sqrt(aa*bb)
 }
 
 func TestBatchSizeDoesNotChangeFeatures(t *testing.T) {
@@ -83,7 +171,7 @@ func TestChangedFileRefusedBeforeLoading(t *testing.T) {
 	// No library is needed to say so: its place is a file that is none.
 	t.Setenv(onnx.LibraryVariable, "/dev/null")
 	for name, file := range map[string][]byte{"cut": file[:len(file)/2], "longer": append(slices.Clone(file), 0), "empty": nil} {
-		_, err := onnx.Open(file, spec)
+		_, err := onnx.Open(file, spec, onnx.CPU)
 		refused(t, name, err, coverslip.Invalid, "SHA-256")
 	}
 }
@@ -93,14 +181,14 @@ func TestBrokenModelRefused(t *testing.T) {
 	m := colour(16)
 	for name, c := range map[string]struct {
 		file   []byte
-		change func(*coverslip.Model)
+		change func(*encoder.Spec)
 		says   string
 	}{
 		"cut":        {file: m.File()[:len(m.File())-20]},
-		"text":       {file: []byte("<html>404 not found</html>"), says: "export it again"},
+		"text":       {file: []byte("<html>404 not found</html>"), says: "no whole ONNX file"},
 		"empty":      {file: []byte{}},
-		"other size": {file: m.File(), change: func(s *coverslip.Model) { s.TileSize = 32 }, says: "has input pixels uint8 [N 16 16 3]"},
-		"other dim":  {file: m.File(), change: func(s *coverslip.Model) { s.Dim = 5 }, says: "asks for input pixels uint8 [N 16 16 3], output features float32 [N 5]"},
+		"other size": {file: m.File(), change: func(s *encoder.Spec) { s.Input.Size = 32 }, says: "has input pixels uint8 [N 16 16 3]; its specification asks for pixels uint8 [N 32 32 3]"},
+		"other dim":  {file: m.File(), change: func(s *encoder.Spec) { s.Taps[0].Dim = 5 }, says: "has output features float32 [N 4]; tap features asks for features float32 [N 5]"},
 	} {
 		spec := m.Spec()
 		sum := sha256.Sum256(c.file)
@@ -108,7 +196,7 @@ func TestBrokenModelRefused(t *testing.T) {
 		if c.change != nil {
 			c.change(&spec)
 		}
-		_, err := onnx.Open(c.file, spec)
+		_, err := onnx.Open(c.file, spec, onnx.CPU)
 		refused(t, name, err, coverslip.Invalid, c.says)
 	}
 }
@@ -217,9 +305,13 @@ func TestWrongLengthsPanic(t *testing.T) {
 
 // --- what the tests stand on ---
 
-func openDefault(t *testing.T) *onnx.Session {
+func openDefault(t *testing.T, taps ...string) *onnx.Session {
 	t.Helper()
 	spec, file := encoder.Default()
+	spec, err := spec.Use(taps...)
+	if err != nil {
+		t.Fatal(err)
+	}
 	return open(t, file, spec)
 }
 
@@ -228,10 +320,10 @@ func openColour(t *testing.T, m onnxtest.Model) *onnx.Session {
 	return open(t, m.File(), m.Spec())
 }
 
-func open(t *testing.T, file []byte, spec coverslip.Model) *onnx.Session {
+func open(t *testing.T, file []byte, spec encoder.Spec) *onnx.Session {
 	t.Helper()
 	onnxtest.Need(t)
-	s, err := onnx.Open(file, spec)
+	s, err := onnx.Open(file, spec, onnx.CPU)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,10 +1,11 @@
-"""Writes the default encoder, efficientnet-lite0.onnx, and the golden files that hold it to PyTorch.
+"""Writes the default encoder, efficientnet-lite0.onnx, its hash into its specification, and the golden files that hold it to PyTorch.
 
 For maintainers; README.md beside this file says how to run it. Same requirements, same bytes.
 """
 
 import hashlib
 import pathlib
+import re
 
 import numpy as np
 import onnx
@@ -29,16 +30,28 @@ TILES = [(672, 896), (1344, 1792)]  # top-left corners (x, y) in SLIDE, level 0
 MADE = 6  # tiles from a formula that the Go test knows too
 
 
+# The taps before the head: after the last block of a stage (Table 1 of the EfficientNet paper).
+STAGES = {4: "stage3", 10: "stage5", 15: "stage7"}
+
+
 class Encoder(torch.nn.Module):
-    """pixels [N,224,224,3] uint8 -> features [N,1280]: the head convolution, averaged over space."""
+    """pixels [N,224,224,3] uint8 -> features [N,1280], the head convolution, and STAGES' outputs
+    [N,40], [N,112], [N,320]; each averaged over space."""
 
     def __init__(self, net):
         super().__init__()
         self.net = net
 
     def forward(self, pixels):
+        net, taps = self.net, []
         x = (pixels.permute(0, 3, 1, 2).to(torch.float32) - MEAN) / STD
-        return self.net.extract_features(x).mean((2, 3))
+        x = net._swish(net._bn0(net._conv_stem(x)))
+        for i, block in enumerate(net._blocks):
+            x = block(x)
+            if i in STAGES:
+                taps.append(x.mean((2, 3)))
+        head = net._swish(net._bn1(net._conv_head(x)))
+        return head.mean((2, 3)), *taps
 
 
 def main():
@@ -48,10 +61,7 @@ def main():
     assert digest == WEIGHTS_SHA256, f"{weights}: SHA-256 is {digest}, not {WEIGHTS_SHA256}"
     encoder = Encoder(EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)).eval()
 
-    path = HERE / "efficientnet-lite0.onnx"
-    path.write_bytes(export(encoder))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    path.with_suffix(".onnx.sha256").write_text(f"{digest}  {path.name}\n")
+    publish("efficientnet-lite0", export(encoder))
 
     GOLDEN.mkdir(exist_ok=True)
     slide = tifffile.imread(SLIDE, key=0)
@@ -60,8 +70,17 @@ def main():
         Image.fromarray(tile).save(GOLDEN / f"golden-{i}.png", optimize=True)
     pixels = np.stack([made(i) for i in range(MADE)] + real)
     with torch.no_grad():
-        features = encoder(torch.from_numpy(pixels)).numpy()
-    (GOLDEN / "golden.f32").write_bytes(features.astype("<f4").tobytes())
+        outputs = encoder(torch.from_numpy(pixels))
+    for name, features in zip(["golden", *(f"golden-{s}" for s in STAGES.values())], outputs):
+        (GOLDEN / f"{name}.f32").write_bytes(features.numpy().astype("<f4").tobytes())
+
+
+def publish(name, raw):
+    """Writes the ONNX file, and its hash into the specification."""
+    (HERE / f"{name}.onnx").write_bytes(raw)
+    spec = HERE.parent / "specs" / f"{name}.yaml"
+    digest = hashlib.sha256(raw).hexdigest()
+    spec.write_text(re.sub(r"(?m)^sha256: .*$", f"sha256: {digest}", spec.read_text()))
 
 
 def export(encoder):
@@ -71,7 +90,7 @@ def export(encoder):
         (torch.zeros((2, SIZE, SIZE, 3), dtype=torch.uint8),),
         dynamo=True,
         input_names=["pixels"],
-        output_names=["features"],
+        output_names=["features", *STAGES.values()],
         dynamic_shapes=({0: torch.export.Dim("N")},),
         opset_version=18,
     )

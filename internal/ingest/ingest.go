@@ -73,8 +73,9 @@ func BagKey(slide coverslip.SlideID, plan coverslip.PlanParams, mask tissue.Para
 		Resampler     string
 		Match         float64
 		EncoderSHA256 string
+		EncoderSpec   string           `json:",omitempty"`
 		Views         *coverslip.Views `json:",omitempty"`
-	}{slide, plan, mask, tiler.Reader, tiler.Resampler, tiler.MatchTolerance, enc.SHA256, views})
+	}{slide, plan, mask, tiler.Reader, tiler.Resampler, tiler.MatchTolerance, enc.SHA256, enc.SpecSHA256, views})
 	if err != nil {
 		panic("ingest: a bag's key: " + err.Error()) // plain numbers and texts always marshal
 	}

@@ -50,7 +50,7 @@ func newBench(t *testing.T) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	session, err := onnx.Open(colours.File(), colours.Spec())
+	session, err := onnx.Open(colours.File(), colours.Spec(), onnx.CPU)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,8 +60,8 @@ func newBench(t *testing.T) *bench {
 		t.Fatal(err)
 	}
 	spool := t.TempDir()
-	return &bench{store: store, spool: spool, Ingest: &ingest.Ingest{DB: db, Queue: jobs, Blobs: store, Encoder: session, Model: colours.Spec(),
-		Aggregator: slidessl.Mean{}, Plan: ingest.DefaultPlan(colours.Spec()), Mask: tissue.Default(), Spool: spool, Log: slog.New(slog.DiscardHandler)}}
+	return &bench{store: store, spool: spool, Ingest: &ingest.Ingest{DB: db, Queue: jobs, Blobs: store, Encoder: session, Model: colours.Spec().Model(),
+		Aggregator: slidessl.Mean{}, Plan: ingest.DefaultPlan(colours.Spec().Model()), Mask: tissue.Default(), Spool: spool, Log: slog.New(slog.DiscardHandler)}}
 }
 
 // work does a slide's job as a worker would.
@@ -439,7 +439,7 @@ func TestStoreWithoutPathsIsStaged(t *testing.T) {
 // failing is an encoder that fails with err.
 type failing struct{ err error }
 
-func (f failing) Model() coverslip.Model                                { return colours.Spec() }
+func (f failing) Model() coverslip.Model                                { return colours.Spec().Model() }
 func (f failing) Encode(context.Context, []float32, []uint8, int) error { return f.err }
 
 func TestWhatMayPassIsTriedAgain(t *testing.T) {
@@ -465,7 +465,7 @@ func TestWhatMayPassIsTriedAgain(t *testing.T) {
 }
 
 func TestBagKeyChangesWithWhatChangesTheBag(t *testing.T) {
-	model, mask := colours.Spec(), tissue.Default()
+	model, mask := colours.Spec().Model(), tissue.Default()
 	plan := ingest.DefaultPlan(model)
 	id := coverslip.SlideID(strings.Repeat("a", 64))
 	seen := map[string]string{}
@@ -492,6 +492,9 @@ func TestBagKeyChangesWithWhatChangesTheBag(t *testing.T) {
 	e := model
 	e.SHA256 = strings.Repeat("c", 64)
 	add("encoder", ingest.BagKey(id, plan, mask, e, nil))
+	e = model
+	e.SpecSHA256 = strings.Repeat("c", 64)
+	add("another use of the same file", ingest.BagKey(id, plan, mask, e, nil))
 	e = model
 	e.Name = "the same file under another name"
 	if ingest.BagKey(id, plan, mask, e, nil) != ingest.BagKey(id, plan, mask, model, nil) {

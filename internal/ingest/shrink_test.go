@@ -16,8 +16,9 @@ import (
 // all pixels: the reason why the cheaper way may be the default.
 func TestFeaturesOfTilesDecodedSmaller(t *testing.T) {
 	onnxtest.Need(t)
-	model, file := encoder.Default()
-	session, err := onnx.Open(file, model)
+	spec, file := encoder.Default()
+	model := spec.Model()
+	session, err := onnx.Open(file, spec, onnx.CPU)
 	if err != nil {
 		t.Fatal(err)
 	}
