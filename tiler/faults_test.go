@@ -285,7 +285,7 @@ func TestFault3To5RefusedInLittleMemory(t *testing.T) {
 			if err := os.WriteFile(path, c.file, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			child := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestFault3To5RefusedInLittleMemory$") //nolint:gosec // this test itself
+			child := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestFault3To5RefusedInLittleMemory$")
 			child.Env = append(os.Environ(), faultFile+"="+path)
 			out, err := child.CombinedOutput()
 			if err != nil {

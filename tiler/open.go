@@ -86,6 +86,20 @@ func OpenFiles(ctx context.Context, name string, files []string) (*Slide, error)
 }
 
 func openFiles(ctx context.Context, files []string, open *closers) (*Slide, error) {
+	if len(files) == 1 && !remote.Is(files[0]) {
+		if f, err := os.Open(files[0]); err == nil {
+			head, err := readHead(f)
+			_ = f.Close() // only read
+			if err == nil && isZip(head) {
+				return openZip(ctx, files[0], open)
+			}
+		}
+	}
+	return openPlain(ctx, files, open)
+}
+
+// openPlain opens a slide that is not in an archive.
+func openPlain(ctx context.Context, files []string, open *closers) (*Slide, error) {
 	var readers []dicom.NamedReader
 	for _, path := range files {
 		r, file, err := openFile(ctx, path)
@@ -172,7 +186,7 @@ func foreign(head []byte) string {
 	case bytes.HasPrefix(head, []byte("\xff\xd8\xff")):
 		return "a JPEG picture, not a slide"
 	case bytes.HasPrefix(head, []byte("PK\x03\x04")):
-		return "a ZIP archive, which this version does not read yet"
+		return "a ZIP archive that is not on this machine, or in another"
 	case bytes.HasPrefix(head, []byte("\x7fELF")), bytes.HasPrefix(head, []byte("MZ")):
 		return "a program, not a slide"
 	}

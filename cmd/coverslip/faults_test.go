@@ -1,7 +1,10 @@
 package main
 
 import (
+	"archive/zip"
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -108,5 +111,31 @@ func TestFault2And7OfIngest(t *testing.T) {
 	}
 	if n := r[0].Tiles; n+len(skipped) < 40 {
 		t.Errorf("%d tiles and %d left out", n, len(skipped))
+	}
+}
+
+func TestFault11ZipIsIngested(t *testing.T) {
+	needsRuntime(t)
+	data, err := os.ReadFile(bundled)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var archive bytes.Buffer
+	z := zip.NewWriter(&archive)
+	w, err := z.Create("folder/cmu.svs")
+	if err == nil {
+		_, err = w.Write(data)
+	}
+	if err != nil || z.Close() != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "slide.zip")
+	if err := os.WriteFile(path, archive.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, out, stderr := coverslipRun(t, "ingest", path, "--wait", "--json", "--data", dataFolder(t))
+	sum := sha256.Sum256(archive.Bytes())
+	if r := results(t, out); code != 0 || len(r) != 1 || r[0].State != coverslip.Embedded || r[0].Tiles == 0 || string(r[0].Slide) != hex.EncodeToString(sum[:]) {
+		t.Errorf("exit %d, %s%s", code, out, stderr)
 	}
 }
