@@ -34,7 +34,7 @@ type tilesCmd struct {
 	MPPOfSlide mppValue `name:"mpp-of-slide" help:"Resolution of the slide itself, where the file does not say it."`
 	SkipBad    bool     `name:"skip-bad-tiles" help:"Leave out tiles whose bytes are damaged, and list them. Without it, one fails the slide."`
 	Plan       bool     `xor:"what" help:"Only list the tiles (CSV: x, y in level-0 pixels, share of tissue)."`
-	Quality    bool     `help:"List with each tile its shares of glass, folds and ink, and its blur. Reads every tile."`
+	Quality    bool     `help:"List with each tile its shares of glass, folds, air bubbles and ink, and its blur. Reads every tile."`
 	Out        string   `xor:"what" placeholder:"DIR|FILE.tar" help:"Write the tiles into this folder, with tiles.csv (quality too) and plan.json; or into a tar file as WebDataset reads it."`
 	Format     string   `enum:"png,jpg,webp" default:"png" help:"Of the tiles written: png, jpg or webp (${default})."`
 	GeoJSON    string   `name:"geojson" placeholder:"FILE" help:"Write the outlines of the tissue, for QuPath."`
@@ -382,7 +382,7 @@ func writeCSV(w io.Writer, plan coverslip.Plan, format string, quality []tissue.
 		header = append(header, "file")
 	}
 	if quality != nil {
-		header = append(header, "glass", "blur", "fold", "green_pen", "blue_pen", "red_pen", "black_pen")
+		header = append(header, "glass", "blur", "fold", "bubble", "green_pen", "blue_pen", "red_pen", "black_pen")
 	}
 	_ = out.Write(header)
 	share := func(v float32) string { return strconv.FormatFloat(float64(v), 'f', 3, 32) }
@@ -393,7 +393,7 @@ func writeCSV(w io.Writer, plan coverslip.Plan, format string, quality []tissue.
 		}
 		if quality != nil {
 			q := quality[i]
-			row = append(row, share(q.Glass), share(q.Blur), share(q.Fold), share(q.GreenPen), share(q.BluePen), share(q.RedPen), share(q.BlackPen))
+			row = append(row, share(q.Glass), share(q.Blur), share(q.Fold), share(q.Bubble), share(q.GreenPen), share(q.BluePen), share(q.RedPen), share(q.BlackPen))
 		}
 		_ = out.Write(row)
 	}

@@ -18,7 +18,7 @@ import (
 	"coverslip/tiler/tissue"
 )
 
-var qualityColumns = []string{"glass", "blur", "fold", "green_pen", "blue_pen", "red_pen", "black_pen"}
+var qualityColumns = []string{"glass", "blur", "fold", "bubble", "green_pen", "blue_pen", "red_pen", "black_pen"}
 
 // tilesPlan is what coverslip tiles --plan --json prints.
 type tilesPlan struct {

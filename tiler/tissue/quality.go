@@ -14,7 +14,10 @@ type Scores struct {
 	// Fold is the share that is no ink and by a quarter of the scale more saturated than bright, as tissue
 	// is where it lies double (Kothari et al. 2013, https://doi.org/10.4103/2153-3539.117448). So are dark
 	// nuclei that are packed, up to a third of a tile: compare tiles of one slide.
-	Fold     float32 `json:"fold"`
+	Fold float32 `json:"fold"`
+	// Bubble is the share that is inside the rim of an air bubble; see bubble.go. 0 where the resolution
+	// is coarser than 4 µm per pixel.
+	Bubble   float32 `json:"bubble"`
 	GreenPen float32 `json:"green_pen"` // share that has the colour of ink, see pen.go
 	BluePen  float32 `json:"blue_pen"`
 	RedPen   float32 `json:"red_pen"`   // blood that lies thick counts too
@@ -62,6 +65,7 @@ func Quality(rgb []byte, width, height int, mpp float64) Scores {
 			}
 		}
 	}
+	s.Bubble = float32(bubbles(rgb, width, height, mpp))
 	share := func(n int) float32 { return float32(n) / float32(blocks) }
 	s.Fold = share(folded)
 	s.GreenPen, s.BluePen, s.RedPen, s.BlackPen = share(inks[greenInk]), share(inks[blueInk]), share(inks[redInk]), share(inks[blackInk])

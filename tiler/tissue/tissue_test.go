@@ -1,8 +1,9 @@
 package tissue
 
 import (
+	"image"
 	"image/color"
-	"image/png"
+	_ "image/png" // of the pictures
 	"math"
 	"math/rand/v2"
 	"os"
@@ -326,7 +327,7 @@ func load(t *testing.T, path string) (rgb []byte, w, h int) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	im, err := png.Decode(f)
+	im, _, err := image.Decode(f)
 	if err != nil {
 		t.Fatal(err)
 	}
