@@ -1,8 +1,9 @@
-// Package api offers slides and their embeddings over HTTP: upload, list, show, thumbnail,
-// embedding, similar slides, health, metrics, and a contract (OpenAPI 3.1) that its tests hold it to.
+// Package api offers slides and their embeddings over HTTP: upload, list, show, thumbnail, deep zoom
+// tiles and a page that shows them, embedding, similar slides, health, metrics, and a contract (OpenAPI
+// 3.1) that its tests hold it to.
 //
 // It knows HTTP and nothing else. What it shows and stores goes through the small interfaces
-// below, which cmd fills from storage; the command line and the page are other rooms.
+// below, which cmd fills from storage; the command line is another room.
 package api
 
 import (
@@ -31,6 +32,7 @@ type Config struct {
 	Searcher    Searcher
 	Uploader    Uploader
 	Thumbnailer Thumbnailer
+	DeepZoomer  DeepZoomer
 	// Ready tells the parts the server needs and which of them answer. It is called at each
 	// /readyz, with a context of readyTimeout.
 	Ready func(context.Context) []Check
@@ -86,7 +88,7 @@ type Check struct {
 // New returns the handler of every route. It fails only where cfg is incomplete or two of its
 // collectors have one name.
 func New(cfg Config) (http.Handler, error) {
-	if cfg.Slides == nil || cfg.Searcher == nil || cfg.Uploader == nil || cfg.Thumbnailer == nil || cfg.Ready == nil {
+	if cfg.Slides == nil || cfg.Searcher == nil || cfg.Uploader == nil || cfg.Thumbnailer == nil || cfg.DeepZoomer == nil || cfg.Ready == nil {
 		return nil, &coverslip.Error{Kind: coverslip.Internal, Op: "set up the API", Err: errors.New("a part of api.Config is missing")}
 	}
 	if cfg.MaxUpload == 0 {
@@ -107,10 +109,14 @@ func New(cfg Config) (http.Handler, error) {
 
 	s := &server{cfg: cfg, metrics: m, api: humachi.New(router, contract())}
 	s.slideRoutes()
+	s.deepZoomRoutes()
 	s.uploadRoute()
 	s.healthRoutes()
 	s.metricsRoute(router)
 	router.Get("/", index)
+	if err := pageRoutes(router); err != nil {
+		return nil, &coverslip.Error{Kind: coverslip.Internal, Op: "set up the pages", Err: err}
+	}
 	spec, err := s.api.OpenAPI().MarshalJSON()
 	if err != nil {
 		return nil, &coverslip.Error{Kind: coverslip.Internal, Op: "write the contract", Err: err}

@@ -42,7 +42,7 @@ type site struct {
 func newSite(t *testing.T, edit ...func(*api.Config)) *site {
 	t.Helper()
 	s := &site{memory: newMemory(), t: t, log: &bytes.Buffer{}, seen: map[string]bool{}}
-	cfg := api.Config{Slides: s.memory, Searcher: s.memory, Uploader: s.memory, Thumbnailer: s.memory, Ready: s.Ready,
+	cfg := api.Config{Slides: s.memory, Searcher: s.memory, Uploader: s.memory, Thumbnailer: s.memory, DeepZoomer: s.memory, Ready: s.Ready,
 		Log: slog.New(slog.NewJSONHandler(s.log, nil))}
 	for _, e := range edit {
 		e(&cfg)
@@ -193,7 +193,8 @@ func TestEveryAnswerOfTheContract(t *testing.T) {
 	post := func() io.Reader { return strings.NewReader("a slide") }
 
 	for _, target := range []string{"/healthz", "/readyz", "/metrics", "/v1/slides", "/v1/slides/" + idA,
-		"/v1/slides/" + idA + "/thumbnail", "/v1/slides/" + idA + "/embedding", "/v1/slides/" + idA + "/similar"} {
+		"/v1/slides/" + idA + "/thumbnail", "/v1/slides/" + idA + "/embedding", "/v1/slides/" + idA + "/similar",
+		"/v1/slides/" + idA + "/dzi", "/v1/slides/" + idA + "/dzi_files/9/0_0.jpeg"} {
 		s.want(200, "GET", target, nil)
 		if target != "/metrics" {
 			s.wantKind(coverslip.Invalid, 422, "GET", target+"?nonsense=1", nil)
@@ -201,8 +202,10 @@ func TestEveryAnswerOfTheContract(t *testing.T) {
 	}
 	s.want(201, "POST", "/v1/slides?name=x.svs", post())
 	s.want(200, "POST", "/v1/slides?name=x.svs", post())
-	etag := s.want(200, "HEAD", "/v1/slides/"+idA+"/thumbnail", nil).Header.Get("ETag")
-	s.want(304, "GET", "/v1/slides/"+idA+"/thumbnail", nil, "If-None-Match", etag)
+	for _, part := range []string{"/thumbnail", "/dzi", "/dzi_files/9/0_0.jpeg"} {
+		etag := s.want(200, "HEAD", "/v1/slides/"+idA+part, nil).Header.Get("ETag")
+		s.want(304, "GET", "/v1/slides/"+idA+part, nil, "If-None-Match", etag)
+	}
 	s.want(403, "POST", "/v1/slides?name=x.svs", post(), "Sec-Fetch-Site", "cross-site")
 
 	statuses := map[coverslip.Kind]int{
@@ -211,7 +214,7 @@ func TestEveryAnswerOfTheContract(t *testing.T) {
 	}
 	for _, kind := range []coverslip.Kind{coverslip.Unavailable, coverslip.Environment, coverslip.Canceled, coverslip.Internal} {
 		s.fail = &coverslip.Error{Kind: kind, Op: "try", Err: errors.New("it is made to fail"), Hint: "do not"}
-		for _, target := range []string{"", "/" + idA, "/" + idA + "/thumbnail", "/" + idA + "/embedding", "/" + idA + "/similar"} {
+		for _, target := range []string{"", "/" + idA, "/" + idA + "/thumbnail", "/" + idA + "/embedding", "/" + idA + "/similar", "/" + idA + "/dzi", "/" + idA + "/dzi_files/9/0_0.jpeg"} {
 			s.wantKind(kind, statuses[kind], "GET", "/v1/slides"+target, nil)
 		}
 	}
@@ -230,13 +233,17 @@ func TestEveryAnswerOfTheContract(t *testing.T) {
 	}
 	s.fail = &coverslip.Error{Kind: coverslip.Canceled, Op: "read", Err: io.ErrUnexpectedEOF, Hint: "again"}
 	s.want(499, "POST", "/v1/slides?name=x.svs", post())
-	for _, target := range []string{"", "/" + idA, "/" + idA + "/thumbnail", "/" + idA + "/embedding", "/" + idA + "/similar"} {
+	for _, target := range []string{"", "/" + idA, "/" + idA + "/thumbnail", "/" + idA + "/embedding", "/" + idA + "/similar", "/" + idA + "/dzi", "/" + idA + "/dzi_files/9/0_0.jpeg"} {
 		s.want(499, "GET", "/v1/slides"+target, nil)
 	}
 	s.fail = &coverslip.Error{Kind: coverslip.Unsupported, Op: "draw", Err: errors.New("no reader"), Hint: "convert it"}
-	s.wantKind(coverslip.Unsupported, 415, "GET", "/v1/slides/"+idA+"/thumbnail", nil)
+	for _, part := range []string{"/thumbnail", "/dzi_files/9/0_0.jpeg"} {
+		s.wantKind(coverslip.Unsupported, 415, "GET", "/v1/slides/"+idA+part, nil)
+	}
+	s.fail = &coverslip.Error{Kind: coverslip.TooLarge, Op: "draw", Err: errors.New("too large"), Hint: "convert it"}
+	s.wantKind(coverslip.TooLarge, 413, "GET", "/v1/slides/"+idA+"/dzi_files/9/0_0.jpeg", nil)
 	s.fail = nil
-	for _, part := range []string{"", "/thumbnail", "/embedding", "/similar"} {
+	for _, part := range []string{"", "/thumbnail", "/embedding", "/similar", "/dzi", "/dzi_files/9/0_0.jpeg"} {
 		s.wantKind(coverslip.NotFound, 404, "GET", "/v1/slides/0123456789"+part, nil)
 		s.wantKind(coverslip.Conflict, 409, "GET", "/v1/slides/aaaaaa"+part, nil)
 	}
@@ -516,7 +523,7 @@ func TestMetricsCountByRouteNotByAddress(t *testing.T) {
 
 func TestIncompleteConfigIsRefused(t *testing.T) {
 	m := newMemory()
-	full := api.Config{Slides: m, Searcher: m, Uploader: m, Thumbnailer: m, Ready: m.Ready}
+	full := api.Config{Slides: m, Searcher: m, Uploader: m, Thumbnailer: m, DeepZoomer: m, Ready: m.Ready}
 	if _, err := api.New(full); err != nil {
 		t.Error(err)
 	}
@@ -532,7 +539,8 @@ func TestIncompleteConfigIsRefused(t *testing.T) {
 // FuzzRequest holds the API to fault 31: whatever the request, it is the client's fault or fine.
 func FuzzRequest(f *testing.F) {
 	for _, seed := range []string{"/v1/slides?cursor=AAAA&limit=3", "/v1/slides/aaaaaa/similar?k=NaN", "/v1/slides/%00/thumbnail?size=9999999999999999999",
-		"/v1/slides/aaaaaa/thumbnail?size", "/v1/slides?state=%ff", "/v1/slides//", "//", "/v1/slides/aaaaaa%2fembedding", "/?=&=&;", "/v1/slides/aaaaaa?%zz"} {
+		"/v1/slides/aaaaaa/thumbnail?size", "/v1/slides?state=%ff", "/v1/slides//", "//", "/v1/slides/aaaaaa%2fembedding", "/?=&=&;", "/v1/slides/aaaaaa?%zz",
+		"/v1/slides/aaaaaa/dzi_files/9/0_0.jpeg", "/v1/slides/aaaaaa/dzi_files/-9/99999999999_0.jpeg", "/slides/%2e%2e/view", "/web/..%2fviewer.html"} {
 		f.Add("GET", seed, "x")
 	}
 	for _, seed := range []string{"/v1/slides?name=x&mpp_of_slide=NaN", "/v1/slides?name=x&mpp_of_slide=-Inf", "/v1/slides?name=x&mpp_of_slide=1e999", "/v1/slides?name=%00", "/v1/slides"} {
@@ -540,7 +548,7 @@ func FuzzRequest(f *testing.F) {
 	}
 	m := newMemory()
 	m.add(idA, coverslip.Embedded, 1, 0)
-	h, err := api.New(api.Config{Slides: m, Searcher: m, Uploader: m, Thumbnailer: m, Ready: m.Ready, Log: slog.New(slog.DiscardHandler)})
+	h, err := api.New(api.Config{Slides: m, Searcher: m, Uploader: m, Thumbnailer: m, DeepZoomer: m, Ready: m.Ready, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -112,15 +112,18 @@ func withKnownAnswer(api huma.API, op huma.Operation) huma.Operation {
 	return op
 }
 
-// withThumbnailAnswers says that the body is a picture, or that the client has it.
-func withThumbnailAnswers(op huma.Operation) huma.Operation {
-	tag := &huma.Param{Description: "Names the picture's bytes", Schema: &huma.Schema{Type: "string"}}
+// withFileAnswers says that the body is a file, or that the client has it.
+func withFileAnswers(op huma.Operation, content *huma.MediaType, contentType string) huma.Operation {
+	tag := &huma.Param{Description: "Names the file's bytes", Schema: &huma.Schema{Type: "string"}}
 	op.Responses = map[string]*huma.Response{
-		"200": {Description: "The picture.", Content: map[string]*huma.MediaType{"image/jpeg": {Schema: &huma.Schema{Type: "string", Format: "binary"}}}},
-		"304": {Description: "The client has this picture.", Headers: map[string]*huma.Param{"ETag": tag}},
+		"200": {Description: "The file.", Content: map[string]*huma.MediaType{contentType: content}},
+		"304": {Description: "The client has it.", Headers: map[string]*huma.Param{"ETag": tag}},
 	}
 	return op
 }
+
+// picture is the body of an answer that has no example.
+var picture = &huma.MediaType{Schema: &huma.Schema{Type: "string", Format: "binary"}}
 
 // withNotReadyAnswer adds to /readyz the answer when a check fails.
 func withNotReadyAnswer(api huma.API, op huma.Operation) huma.Operation {
@@ -151,7 +154,10 @@ var (
 	}()
 	exampleEmbedding = embeddingView{Slide: exampleSlide.ID, Bag: strings.Repeat("0a", 32), Encoder: "efficientnet-lite0", Aggregator: "mean",
 		Vector: []float32{0.6, -0.8}, Created: exampleTime.Add(4 * time.Second)}
-	exampleSimilar  = similarList{Slide: exampleSlide.ID, Neighbours: []neighbourView{{Slide: coverslip.SlideID(strings.Repeat("5b", 32)), Name: "CMU-2.svs", Similarity: 0.93}}}
+	exampleSimilar    = similarList{Slide: exampleSlide.ID, Neighbours: []neighbourView{{Slide: coverslip.SlideID(strings.Repeat("5b", 32)), Name: "CMU-2.svs", Similarity: 0.93}}}
+	exampleDescriptor = `<?xml version="1.0" encoding="UTF-8"?>
+<Image xmlns="http://schemas.microsoft.com/deepzoom/2008" Format="jpeg" Overlap="1" TileSize="254"><Size Height="2967" Width="2220"/></Image>
+`
 	exampleReady    = readyView{OK: true, Checks: []checkView{{Name: "database", OK: true}, {Name: "store", OK: true}}}
 	exampleNotReady = readyView{Checks: []checkView{{Name: "database", Detail: "connect: connection refused", Hint: "start it, or set DATABASE_URL"}, {Name: "store", OK: true}}}
 )

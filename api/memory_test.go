@@ -30,7 +30,7 @@ type memory struct {
 	fail       error      // what every call ends in
 	crash      any        // what every call panics with
 	mpp        float64    // what the last upload said
-	drawn      int        // thumbnails
+	drawn      int        // thumbnails and tiles
 	ended      chan error // how each body ended, where somebody listens
 }
 
@@ -193,6 +193,26 @@ func (m *memory) Thumbnail(_ context.Context, _ coverslip.SlideID, maxEdge int) 
 	m.drawn++
 	var out bytes.Buffer
 	err = jpeg.Encode(&out, image.NewGray(image.Rect(0, 0, maxEdge, maxEdge*3/4)), nil)
+	return out.Bytes(), err
+}
+
+func (m *memory) Descriptor(s coverslip.Slide) []byte {
+	return fmt.Appendf(nil, "<Image Width=%q/>", fmt.Sprint(s.Width))
+}
+
+// Tile has one on each level.
+func (m *memory) Tile(_ context.Context, _ coverslip.Slide, level, column, row int) ([]byte, error) {
+	leave, err := m.enter()
+	defer leave()
+	if err != nil {
+		return nil, err
+	}
+	if column+row > 0 {
+		return nil, missing("tile")
+	}
+	m.drawn++
+	var out bytes.Buffer
+	err = jpeg.Encode(&out, image.NewGray(image.Rect(0, 0, level+1, 1)), nil)
 	return out.Bytes(), err
 }
 

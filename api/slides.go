@@ -39,8 +39,8 @@ func (s *server) slideRoutes() {
 	register(s.api, slides("show-slide", "/v1/slides/{id}", "Show one slide",
 		"With its bag and the time each stage took, once it is encoded."),
 		exampleShown, ofOneSlide, s.show)
-	register(s.api, withThumbnailAnswers(slides("thumbnail", "/v1/slides/{id}/thumbnail", "A picture of the whole slide",
-		"JPEG. Send the ETag back as `If-None-Match` to be spared the same picture.")),
+	register(s.api, withFileAnswers(slides("thumbnail", "/v1/slides/{id}/thumbnail", "A picture of the whole slide",
+		"JPEG. Send the ETag back as `If-None-Match` to be spared the same picture."), picture, "image/jpeg"),
 		nil, slices.Concat(ofOneSlide, []coverslip.Kind{coverslip.Unsupported}), s.thumbnail)
 	register(s.api, slides("embedding", "/v1/slides/{id}/embedding", "The embedding of a slide",
 		"Not found until the slide's state is `embedded`; the problem then says the state."),
@@ -153,27 +153,35 @@ type thumbnailInput struct {
 	IfNoneMatch string `header:"If-None-Match" doc:"ETag of the picture the client has" maxLength:"1000"`
 }
 
-type thumbnailOutput struct {
-	Status       int
-	ContentType  string `header:"Content-Type" hidden:"true"`
-	ETag         string `header:"ETag" doc:"Names the picture's bytes"`
-	CacheControl string `header:"Cache-Control" doc:"How long it may be kept"`
-	Body         []byte
-}
-
-func (s *server) thumbnail(ctx context.Context, in *thumbnailInput) (*thumbnailOutput, error) {
+func (s *server) thumbnail(ctx context.Context, in *thumbnailInput) (*fileOutput, error) {
 	found, err := s.slide(ctx, in.OneSlide)
 	if err != nil {
 		return nil, err
 	}
-	// The bytes follow from the slide, the size and the program, so the tag costs no drawing.
-	out := &thumbnailOutput{Status: http.StatusNotModified, CacheControl: "private, max-age=3600",
-		ETag: fmt.Sprintf(`"%s-%d-%s"`, found.ID, in.Size, coverslip.Version)}
-	if matches(in.IfNoneMatch, out.ETag) {
+	tag := fmt.Sprintf(`"%s-%d-%s"`, found.ID, in.Size, coverslip.Version)
+	return file(in.IfNoneMatch, tag, "private, max-age=3600", "image/jpeg", func() ([]byte, error) {
+		return s.cfg.Thumbnailer.Thumbnail(ctx, found.ID, in.Size)
+	})
+}
+
+type fileOutput struct {
+	Status       int
+	ContentType  string `header:"Content-Type" hidden:"true"`
+	ETag         string `header:"ETag" doc:"Names the bytes"`
+	CacheControl string `header:"Cache-Control" doc:"How long it may be kept"`
+	Body         []byte
+}
+
+// file is the answer to who asks for bytes that follow from the slide, the address and the program, so
+// that their tag is known without making them.
+func file(ifNoneMatch, etag, keep, contentType string, body func() ([]byte, error)) (*fileOutput, error) {
+	out := &fileOutput{Status: http.StatusNotModified, ETag: etag, CacheControl: keep}
+	if matches(ifNoneMatch, etag) {
 		return out, nil
 	}
-	out.Status, out.ContentType = http.StatusOK, "image/jpeg"
-	out.Body, err = s.cfg.Thumbnailer.Thumbnail(ctx, found.ID, in.Size)
+	var err error
+	out.Status, out.ContentType = http.StatusOK, contentType
+	out.Body, err = body()
 	return out, err
 }
 

@@ -9,9 +9,9 @@ import (
 	"coverslip"
 	"coverslip/api"
 	"coverslip/internal/ingest"
+	"coverslip/internal/zoom"
 	"coverslip/storage"
 	"coverslip/storage/vector"
-	"coverslip/tiler"
 	"coverslip/tiler/vips"
 )
 
@@ -76,9 +76,11 @@ func (p *platform) serve(e *env, in *ingest.Ingest, addr string, workers bool) e
 		<-followed
 	}()
 
+	tiles := zoom.New(in.Open, zoom.Slides, zoom.Bytes)
+	defer tiles.Close()
 	handler, err := api.New(api.Config{
 		Slides: slidesOf{in}, Searcher: searcher{in, index}, Uploader: uploader{in}, Thumbnailer: thumbnailer{in, make(chan struct{}, runtime.GOMAXPROCS(0))},
-		Ready: p.ready, Log: e.log, Collectors: collectors(p.DB),
+		DeepZoomer: tiles, Ready: p.ready, Log: e.log, Collectors: collectors(p.DB),
 	})
 	if err != nil {
 		return err
@@ -213,15 +215,11 @@ func (t thumbnailer) Thumbnail(ctx context.Context, id coverslip.SlideID, maxEdg
 	if err != nil {
 		return nil, err
 	}
-	files, release, err := t.in.Local(ctx, slide)
+	opened, release, err := t.in.Open(ctx, slide)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	opened, err := tiler.OpenFiles(ctx, slide.Name, files)
-	if err != nil {
-		return nil, err
-	}
 	defer opened.Close()
 	picture, err := opened.Thumbnail(ctx, maxEdge)
 	if err != nil {

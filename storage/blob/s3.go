@@ -30,6 +30,7 @@ type S3 struct {
 	core     *minio.Core
 	bucket   string
 	prefix   string        // empty, or ends at a slash
+	opened   url.URL       // the address it was opened at
 	patience time.Duration // grace of a range request, on top of what slowest allows
 }
 
@@ -72,7 +73,7 @@ func openS3URL(ctx context.Context, u *url.URL) (*S3, error) {
 	if err != nil {
 		return nil, &coverslip.Error{Kind: coverslip.Invalid, Op: op, Path: u.Redacted(), Err: err}
 	}
-	s := &S3{core: core, bucket: u.Host, patience: 30 * time.Second}
+	s := &S3{core: core, bucket: u.Host, opened: *u, patience: 30 * time.Second}
 	if p := strings.Trim(u.Path, "/"); p != "" {
 		if err := CheckKey(p); err != nil {
 			return nil, err
@@ -96,6 +97,13 @@ func openS3URL(ctx context.Context, u *url.URL) (*S3, error) {
 }
 
 func (s *S3) address(key string) string { return "s3://" + s.bucket + "/" + s.prefix + key }
+
+// Address is where a blob lies, for libraries that read slides in buckets themselves. It need not exist.
+func (s *S3) Address(key string) string {
+	u := s.opened
+	u.Path = "/" + s.prefix + key
+	return u.String()
+}
 
 // Put implements Store. It holds up to two parts of 16 MiB in memory.
 func (s *S3) Put(ctx context.Context, key string, src io.Reader, size int64) error {
