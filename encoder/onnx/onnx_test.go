@@ -154,18 +154,6 @@ func TestBatchSizeDoesNotChangeFeatures(t *testing.T) {
 	}
 }
 
-func TestWorkersDoNotChangeFeatures(t *testing.T) {
-	s := openDefault(t)
-	src := tiles{pixels: goldenTiles(t), size: s.Model().TileSize}
-	want := run(t, s, src, 21, 1)
-	if got := run(t, s, src, 21, 4); !slices.Equal(got, want) {
-		t.Error("4 workers give other bits than 1")
-	}
-	if one := encode(t, s, src.pixels, 8); !slices.Equal(one, want[:len(one)]) {
-		t.Error("the pipeline gives other bits than the session alone")
-	}
-}
-
 func TestChangedFileRefusedBeforeLoading(t *testing.T) {
 	spec, file := encoder.Default()
 	// No library is needed to say so: its place is a file that is none.
@@ -191,8 +179,7 @@ func TestBrokenModelRefused(t *testing.T) {
 		"other dim":  {file: m.File(), change: func(s *encoder.Spec) { s.Taps[0].Dim = 5 }, says: "has output features float32 [N 4]; tap features asks for features float32 [N 5]"},
 	} {
 		spec := m.Spec()
-		sum := sha256.Sum256(c.file)
-		spec.SHA256 = hex.EncodeToString(sum[:])
+		spec.SHA256 = sha(c.file)
 		if c.change != nil {
 			c.change(&spec)
 		}
@@ -372,6 +359,11 @@ func (s tiles) ReadTile(_ context.Context, dst []uint8, i int) error {
 	n := len(dst)
 	copy(dst, s.pixels[i*n%len(s.pixels):])
 	return nil
+}
+
+func sha(file []byte) string {
+	sum := sha256.Sum256(file)
+	return hex.EncodeToString(sum[:])
 }
 
 func refused(t *testing.T, name string, err error, kind coverslip.Kind, says string) {
