@@ -323,3 +323,107 @@ func openAndReport(path string) {
 	fmt.Printf("%s %d %d %v\n", coverslip.KindOf(err), peak, took.Milliseconds(), err)
 	os.Exit(0)
 }
+
+// Resolutions as files really write them, and as they should not.
+func TestFault7MPPOfFiles(t *testing.T) {
+	whole, err := os.ReadFile(cmu)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		said string // in place of "MPP = 0.4990", and as long
+		want float64
+	}{
+		"Comma": {"MPP = 0,4990", 0.499}, "Absent": {"XXX = 0.4990", 0}, "Zero": {"MPP = 0.0000", 0}, "NaN": {"MPP = NaN   ", 0},
+		"Infinite": {"MPP = Inf   ", 0}, "Negative": {"MPP = -0.499", 0}, "Text": {"MPP = none  ", 0},
+		"ContradictsTheObjective": {"MPP = 0.2490", 0}, "InMillimetres": {"MPP = 0.0005", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "slide.svs")
+			if err := os.WriteFile(path, bytes.ReplaceAll(whole, []byte("MPP = 0.4990"), []byte(c.said)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			s := mustOpen(t, path)
+			_, _, err := s.Plan(t.Context(), coverslip.PlanParams{MPP: 0.5, Size: 256}, tissue.Default())
+			if s.MPP.Value != c.want || (c.want == 0) != (coverslip.KindOf(err) == coverslip.NeedsMPP) {
+				t.Errorf("%+v, %v", s.MPP, err)
+			}
+			plan, _, err := s.Plan(t.Context(), coverslip.PlanParams{MPP: 0.5, Size: 256, MPPOfSlide: 0.5}, tissue.Default())
+			if err != nil || plan.SlideMPP.Source != coverslip.MPPUser {
+				t.Errorf("with the user's word: %+v, %v", plan.SlideMPP, err)
+			}
+		})
+	}
+	t.Run("XAndYDiffer", func(t *testing.T) {
+		data, err := vips.Encode(make([]byte, 64*64*3), 64, 64, ".tif[tile,compression=deflate,resunit=cm,xres=4000,yres=2000]")
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(t.TempDir(), "slide.tif")
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if s := mustOpen(t, path); s.MPP.Known() || s.MPP.Doubt == "" {
+			t.Errorf("%+v", s.MPP)
+		}
+	})
+}
+
+// Layouts that are unusual and right: a single level, tiles that are not square or no power of two, and
+// a grid that does not align with the plan's. (Places beyond 4 GiB: TestBeyond4GiB in tiler/tiff.)
+func TestFault8UnusualLayouts(t *testing.T) {
+	const w, h = 1300, 1100
+	rgb := region(t, mustOpen(t, cmu), 0, 500, 700, w, h)
+	for _, layout := range []string{"tile,tile-width=624,tile-height=752", "tile,tile-width=16,tile-height=2048", "tile,tile-width=240,tile-height=240", "tile=false", "tile,bigtiff"} {
+		for _, compression := range []string{"deflate", "none", "lzw", "jpeg,Q=95"} {
+			t.Run(layout+","+compression, func(t *testing.T) {
+				data, err := vips.Encode(rgb, w, h, ".tif["+layout+",compression="+compression+"]")
+				if err != nil {
+					t.Fatal(err)
+				}
+				path := filepath.Join(t.TempDir(), "slide.tif")
+				if err := os.WriteFile(path, data, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				s := mustOpen(t, path)
+				plan := mustPlan(t, s, coverslip.PlanParams{MPP: 0.5, Size: 250, MPPOfSlide: 0.5})
+				if len(s.Levels) != 1 || len(plan.Tiles) != plan.Columns*plan.Rows {
+					t.Fatalf("%+v, %d tiles", s.Levels, len(plan.Tiles))
+				}
+				tiles, got, want := s.Tiles(plan), make([]byte, 250*250*3), make([]byte, 250*250*3)
+				for i, tile := range plan.Tiles {
+					if err := tiles.ReadTile(t.Context(), got, i); err != nil {
+						t.Fatal(err)
+					}
+					for j := range want {
+						x, y := int(tile.X)+j/3%250, int(tile.Y)+j/750
+						if want[j] = 255; x < w && y < h {
+							want[j] = rgb[(y*w+x)*3+j%3]
+						}
+					}
+					most, mean := far(got, want)
+					if strings.HasPrefix(compression, "jpeg") && mean > 3 || !strings.HasPrefix(compression, "jpeg") && most > 0 {
+						t.Fatalf("the tile at %d,%d differs by %d at most, %.2f on average", tile.X, tile.Y, most, mean)
+					}
+				}
+			})
+		}
+	}
+}
+
+func FuzzFault13JPEG2000(f *testing.F) {
+	f.Add(tilertest.JPEG2000(256, 256))
+	f.Add(tilertest.JPEG2000(1<<31, 1<<31))
+	f.Fuzz(func(_ *testing.T, data []byte) { _ = wholeJPEG2000(data, 256, 256) })
+}
+
+func FuzzFault13Deflate(f *testing.F) {
+	f.Add(tilertest.DeflateBomb(16 * 16 * 3))
+	codec := &deflateTiles{width: 16, height: 16, predictor: true}
+	f.Fuzz(func(_ *testing.T, data []byte) { _ = codec.decode(make([]byte, 16*16*3), 48, 16, 1, data) })
+}
+
+func FuzzFault13ZipDirectory(f *testing.F) {
+	f.Add([]byte("PK\x05\x06\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"))
+	f.Fuzz(func(_ *testing.T, data []byte) { _ = countEntries(bytes.NewReader(data), int64(len(data)), 10) })
+}

@@ -6,6 +6,10 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,6 +18,7 @@ import (
 	"coverslip"
 	"coverslip/storage/bagfile"
 	"coverslip/tiler/tiff"
+	"coverslip/tiler/tilertest"
 )
 
 // damaged is the bundled slide with one tile of level 0 that is no JPEG.
@@ -137,5 +142,89 @@ func TestFault11ZipIsIngested(t *testing.T) {
 	sum := sha256.Sum256(archive.Bytes())
 	if r := results(t, out); code != 0 || len(r) != 1 || r[0].State != coverslip.Embedded || r[0].Tiles == 0 || string(r[0].Slide) != hex.EncodeToString(sum[:]) {
 		t.Errorf("exit %d, %s%s", code, out, stderr)
+	}
+}
+
+// What comes over HTTP is judged by its content, and the service goes on answering.
+func TestFault5And6And11OfUploads(t *testing.T) {
+	needsRuntime(t)
+	p := up(t, dataFolder(t))
+	whole, err := os.ReadFile(bundled)
+	if err != nil {
+		t.Fatal(err)
+	}
+	zipped := func(fill func(z *zip.Writer) error) []byte {
+		var out bytes.Buffer
+		z := zip.NewWriter(&out)
+		if err := errors.Join(fill(z), z.Close()); err != nil {
+			t.Fatal(err)
+		}
+		return out.Bytes()
+	}
+	holding := func(name string, data []byte) []byte {
+		return zipped(func(z *zip.Writer) error {
+			w, err := z.Create(name)
+			if err == nil {
+				_, err = w.Write(data)
+			}
+			return err
+		})
+	}
+	link := zipped(func(z *zip.Writer) error {
+		h := &zip.FileHeader{Name: "slide.svs"}
+		h.SetMode(fs.ModeSymlink | 0o777)
+		w, err := z.CreateHeader(h)
+		if err == nil {
+			_, err = w.Write([]byte("/etc/passwd"))
+		}
+		return err
+	})
+	const created, invalid, wrongType, tooLarge = http.StatusCreated, http.StatusUnprocessableEntity, http.StatusUnsupportedMediaType, http.StatusRequestEntityTooLarge
+	for _, c := range []struct {
+		name string
+		body []byte
+		want int
+	}{
+		{"program.svs", []byte("\x7fELF\x02\x01\x01 and so on"), wrongType},
+		{"picture.svs", []byte("\x89PNG\r\n\x1a\n and so on"), wrongType},
+		{"page.svs", []byte("<html><script>alert(1)</script>"), wrongType},
+		{"jpeg-and-zip.svs", append([]byte("\xff\xd8\xff\xe0"), holding("a.svs", whole)...), wrongType},
+		{"pdf-and-tiff.svs", append([]byte("%PDF-1.7\n"), whole...), wrongType},
+		{"tiff-and-zip.zip", append(tilertest.TIFF(0), holding("a.svs", whole)...), invalid},
+		{"slide.png", whole, created},
+		{"slide.zip", holding("folder/slide.svs", whole), created},
+		{"bomb.zip", holding("slide.svs", make([]byte, 300<<20)), tooLarge},
+		{"link.zip", link, invalid},
+		{"text.zip", holding("notes.txt", []byte("no slide")), wrongType},
+		{"claims.tif", tilertest.TIFF(0, tilertest.Tag{256, tilertest.Long, 1, 1 << 31}, tilertest.Tag{257, tilertest.Long, 1, 1 << 31}), invalid},
+		{"bomb.tif", tilertest.OneTile(256, 8, tilertest.DeflateBomb(64<<20)), created}, // its tile is looked at by a worker
+		{"jpeg2000.tif", tilertest.OneTile(256, 33005, tilertest.JPEG2000(60000, 60000)), created},
+	} {
+		resp, err := http.Post(p.url+"/v1/slides?mpp_of_slide=0.5&name="+c.name, "application/octet-stream", bytes.NewReader(c.body))
+		if err != nil {
+			t.Fatalf("%s: %v", c.name, err)
+		}
+		text, _ := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if resp.StatusCode != c.want {
+			t.Errorf("%s: %d, want %d: %.300s", c.name, resp.StatusCode, c.want, text)
+		}
+		if strings.Contains(string(text), "coverslip-zip") {
+			t.Errorf("%s: it shows where it was unpacked: %s", c.name, text)
+		}
+		if strings.HasSuffix(c.name, ".tif") && c.want == created {
+			var s coverslip.Slide
+			if err := json.Unmarshal(text, &s); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := p.embedding(t.Context(), s.ID); err == nil || !strings.Contains(err.Error(), "it is failed") {
+				t.Errorf("%s: %v", c.name, err)
+			}
+		}
+	}
+	if resp, err := http.Get(p.url + "/v1/slides"); err != nil || resp.StatusCode != http.StatusOK {
+		t.Errorf("the service is gone: %v", err)
+	} else {
+		_ = resp.Body.Close()
 	}
 }
