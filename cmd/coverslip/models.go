@@ -129,7 +129,7 @@ func readSpec(what string) (encoder.Spec, error) {
 		return encoder.Spec{}, diskError("read the specification", what, err)
 	}
 	defer f.Close()
-	raw, err := io.ReadAll(io.LimitReader(f, 2<<20)) // ParseSpec refuses less
+	raw, err := io.ReadAll(io.LimitReader(f, 2<<20)) // more than ParseSpec takes
 	if err != nil {
 		return encoder.Spec{}, diskError("read the specification", what, err)
 	}

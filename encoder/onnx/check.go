@@ -45,7 +45,7 @@ func readGraph(file []byte) (graph, error) {
 	if err := checkPickle(file); err != nil {
 		return graph{}, err
 	}
-	r := reader{graph: graph{external: map[string]int64{}}, functions: map[string]bool{}}
+	r := reader{graph: graph{external: map[string]int64{}}, functions: map[string]bool{}, initialized: map[string]bool{}}
 	opset := false
 	err := eachField(file, func(n pw.Number, v value) error {
 		switch n {
@@ -250,30 +250,24 @@ func (r *reader) readTensor(b []byte, initializer bool) error {
 		}
 		return nil
 	})
-	if err != nil || !external {
-		if initializer && err == nil {
-			if r.initialized == nil {
-				r.initialized = map[string]bool{}
-			}
-			r.initialized[name] = true
-		}
+	if err != nil {
 		return err
+	}
+	if initializer {
+		r.initialized[name] = true
+	}
+	if !external {
+		return nil
 	}
 	if location == "" {
 		return fmt.Errorf("weight %.80q lies in another file, and which is not said", name)
-	}
-	if initializer {
-		if r.initialized == nil {
-			r.initialized = map[string]bool{}
-		}
-		r.initialized[name] = true
 	}
 	if length == 0 {
 		hi, lo := bits.Mul64(elements, elementBytes(element))
 		if hi != 0 || lo > maxBytes {
 			return fmt.Errorf("weight %.80q is impossibly large", name)
 		}
-		length = int64(lo) //nolint:gosec // bounded above
+		length = int64(lo)
 	}
 	r.external[location] = max(r.external[location], offset+length)
 	return nil
