@@ -3,7 +3,10 @@
 # system packages, the ONNX Runtime library in lib/, a Python with the test requirements in
 # .tools/venv. Says what it does, does nothing twice, and leaves the rest of the machine alone.
 #
-#   ./setup.sh [test]
+#   ./setup.sh [test|bench]
+#
+# "test" adds a Python that tests hold our files against; "bench" the peers of the benchmarks, in
+# .tools/bench (gigabytes: PyTorch is among them).
 #
 # Exit codes: 0 everything is there; 2 wrong usage; 3 something is missing and the last lines say
 # how to get it.
@@ -12,9 +15,9 @@ cd "$(dirname "$0")"
 
 main() {
 	case "${1-}" in
-	"" | test) ;;
+	"" | test | bench) ;;
 	*)
-		echo "usage: ./setup.sh [test]" >&2
+		echo "usage: ./setup.sh [test|bench]" >&2
 		exit 2
 		;;
 	esac
@@ -23,12 +26,12 @@ main() {
 	local packages=()
 	mapfile -t packages < <(missing_packages)
 	# Only to fetch things with: a machine that has them all needs no pip.
-	if { ! have_onnxruntime || { [ "${1-}" = test ] && ! have_venv; }; } && ! python_with_pip >/dev/null; then
+	if { ! have_onnxruntime || { [ "${1-}" = test ] && ! have_venv test; } || { [ "${1-}" = bench ] && ! have_venv bench; }; } && ! python_with_pip >/dev/null; then
 		packages+=(python3-pip)
 	fi
 	if [ ${#packages[@]} -gt 0 ]; then install_packages "${packages[@]}"; fi
 	have_onnxruntime || install_onnxruntime
-	if [ "${1-}" = test ]; then have_venv || install_venv; fi
+	if [ -n "${1-}" ]; then have_venv "$1" || install_venv "$1"; fi
 }
 
 # What a run leaves behind only while it lasts.
@@ -143,23 +146,24 @@ install_onnxruntime() {
 	find lib -maxdepth 1 -name 'libonnxruntime.so.*' ! -name "$name" -delete
 }
 
-# --- Python for tests ---
+# --- Python for tests and benchmarks ---
 
-# Other tools' readers hold our files to their formats in the tests.
-python_requirements=internal/tools/python-requirements.txt
+# For tests: other tools' readers hold our files to their formats. For benchmarks: the peers.
+declare -A venv=([test]=.tools/venv [bench]=.tools/bench)
+declare -A requirements=([test]=internal/tools/python-requirements.txt [bench]=bench/requirements.txt)
 
-have_venv() { cmp -s "$python_requirements" .tools/venv/requirements.txt && [ -x .tools/venv/bin/python ]; }
+have_venv() { cmp -s "${requirements[$1]}" "${venv[$1]}/requirements.txt" && [ -x "${venv[$1]}/bin/python" ]; }
 
 install_venv() {
-	local python
+	local python dir=${venv[$1]}
 	python=$(python_with_pip) || fail "$no_pip"
-	say "making a Python for the tests in .tools/venv"
-	rm -rf .tools/venv
+	say "making a Python for ${1} in $dir"
+	rm -rf "$dir"
 	# Without pip inside, so that Debian's python3-venv is not needed.
-	"$python" -m venv --without-pip .tools/venv || fail "$python makes no virtual environment; install its venv module, then run this again"
-	"$python" -m pip --disable-pip-version-check --python .tools/venv/bin/python install \
-		--quiet --only-binary=:all: --requirement "$python_requirements" || fail "$no_pypi"
-	cp "$python_requirements" .tools/venv/requirements.txt
+	"$python" -m venv --without-pip "$dir" || fail "$python makes no virtual environment; install its venv module, then run this again"
+	"$python" -m pip --disable-pip-version-check --python "$dir/bin/python" install \
+		--quiet --only-binary=:all: --requirement "${requirements[$1]}" || fail "$no_pypi"
+	cp "${requirements[$1]}" "$dir/requirements.txt"
 }
 
 main "$@"

@@ -4,19 +4,14 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
-	"coverslip/encoder"
-	"coverslip/internal/ingest"
 	"coverslip/tiler"
-	"coverslip/tiler/tissue"
 	"coverslip/tiler/vips"
 )
 
@@ -38,126 +33,6 @@ type measurement struct {
 	Runs      int     `json:"runs"`
 	Machine   string  `json:"machine"`
 }
-
-type benchEncodeCmd struct {
-	Slide string `arg:"" optional:"" help:"The slide to encode; without one, the one in testdata laid 3 × 3 beside itself, as a pyramid of JPEG tiles."`
-	Runs  int    `default:"5" help:"Runs of each; medians are compared (${default})."`
-}
-
-// Help is shown by coverslip bench encode --help.
-func (benchEncodeCmd) Help() string {
-	return `Example:
-  coverslip bench encode section.svs --json
-
-Counts images per second of processor time, of this process and all its threads. End to end is
-opening the slide, finding tissue, planning, decoding and encoding; alone is the encoder over the
-same tiles, decoded beforehand. The two take turns, so that a noisy machine meets both.`
-}
-
-// Run measures and prints.
-func (c *benchEncodeCmd) Run(e *env) error {
-	name := c.Slide
-	if c.Slide == "" {
-		large, err := replicated(e, "testdata/CMU-1-Small-Region.svs", 3)
-		if err != nil {
-			return err
-		}
-		defer os.Remove(large) //nolint:errcheck // a temporary file
-		name, c.Slide = "CMU-1-Small-Region 3 × 3", large
-	}
-	enc, err := openEncoder()
-	if err != nil {
-		return err
-	}
-	tiles, n, err := c.decoded(e, enc)
-	if err != nil {
-		return err
-	}
-	if n == 0 {
-		return &usageError{name + " has no tissue to encode"}
-	}
-	var ours, peers []float64
-	for range c.Runs + 1 { // the first is not counted
-		var whole, alone rate
-		for whole.done < leastTiles { // in turns, so that a machine whose speed drifts meets both alike
-			if err := whole.add(func() (int, error) { return c.endToEnd(e, enc) }); err != nil {
-				return err
-			}
-			if err := alone.add(func() (int, error) { return n, encodeAlone(e, enc, tiles, n) }); err != nil {
-				return err
-			}
-		}
-		ours, peers = append(ours, whole.perSecond()), append(peers, alone.perSecond())
-	}
-	ours, peers = ours[1:], peers[1:]
-	m := measurement{Bench: "encode", Case: fmt.Sprintf("slide file to features, %s, %d tiles", filepath.Base(name), n), Value: median(ours), Unit: "images per CPU-second",
-		Peer: "ONNX Runtime alone", PeerValue: median(peers), Ratio: median(ours) / median(peers), Target: 0.9, Runs: c.Runs, Machine: machine()}
-	return e.measured(m)
-}
-
-func (c *benchEncodeCmd) plan(ctx context.Context, enc encoder.Encoder) (*tiler.Slide, *tiler.Tiles, error) {
-	slide, err := tiler.Open(ctx, c.Slide)
-	if err != nil {
-		return nil, nil, err
-	}
-	plan, _, err := slide.Plan(ctx, ingest.DefaultPlan(enc.Model()), tissue.Default())
-	if err != nil {
-		_ = slide.Close()
-		return nil, nil, err
-	}
-	return slide, slide.Tiles(plan), nil
-}
-
-// endToEnd is what a worker does for a slide up to the features.
-func (c *benchEncodeCmd) endToEnd(ctx context.Context, enc encoder.Encoder) (int, error) {
-	slide, tiles, err := c.plan(ctx, enc)
-	if err != nil {
-		return 0, err
-	}
-	defer slide.Close()
-	_, err = encoder.Run(ctx, enc, tiles, tiles.Len(), 0, func(int, []float32) error { return nil }, nil)
-	return tiles.Len(), err
-}
-
-// decoded reads all tiles into memory, [n, S, S, 3].
-func (c *benchEncodeCmd) decoded(ctx context.Context, enc encoder.Encoder) ([]byte, int, error) {
-	slide, tiles, err := c.plan(ctx, enc)
-	if err != nil {
-		return nil, 0, err
-	}
-	defer slide.Close()
-	size := enc.Model().TileSize * enc.Model().TileSize * 3
-	out := make([]byte, tiles.Len()*size)
-	for i := range tiles.Len() {
-		if err := tiles.ReadTile(ctx, out[i*size:(i+1)*size], i); err != nil {
-			return nil, 0, err
-		}
-	}
-	return out, tiles.Len(), nil
-}
-
-// encodeAlone runs the encoder over ready pixels, one goroutine a core, in batches of the same size.
-func encodeAlone(ctx context.Context, enc encoder.Encoder, pixels []byte, n int) error {
-	size, dim := enc.Model().TileSize*enc.Model().TileSize*3, enc.Model().Dim
-	workers := runtime.GOMAXPROCS(0)
-	g, ctx := errgroup.WithContext(ctx)
-	for w := range workers {
-		g.Go(func() error {
-			dst := make([]float32, encoder.BatchSize*dim)
-			for first := w * encoder.BatchSize; first < n; first += workers * encoder.BatchSize {
-				m := min(encoder.BatchSize, n-first)
-				if err := enc.Encode(ctx, dst[:m*dim], pixels[first*size:(first+m)*size], m); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-	}
-	return g.Wait()
-}
-
-// leastTiles is how many tiles a run encodes at least, to be long enough to be timed.
-const leastTiles = 300
 
 // rate is how much was done in how much processor time.
 type rate struct {

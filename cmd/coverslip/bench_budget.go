@@ -59,17 +59,24 @@ func (c *benchBudgetCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
+	return c.measure(e, enc, filepath.Base(name))
+}
+
+func (c *benchBudgetCmd) measure(e *env, enc encoder.Encoder, name string) error {
 	centre := make([]float64, enc.Model().Dim)
+	var err error
 	if c.Centre != "" {
 		if centre, err = meanOfTiles(e, enc, c.Centre); err != nil {
 			return err
 		}
+	} else {
+		name += ", not centred"
 	}
 	s, err := encodeWhole(e, enc, c.Slide)
 	if err != nil {
 		return err
 	}
-	s.name, s.centre = filepath.Base(name), centre
+	s.name, s.centre = name, centre
 	return s.measure(e, c.Draws, c.Plot)
 }
 
