@@ -211,19 +211,17 @@ func (w *wholeBag) measure(e *env, draws int, picture string) error {
 			return err
 		}
 	}
-	for _, tolerance := range []float64{0.04, 0.05, 0.06, 0.07, 0.08, 0.1} {
-		var took, near []float64
-		for seed := range uint64(draws) {
-			rows := w.drawn(seed)
-			stop := w.stops(rows, tolerance)
-			took, near = append(took, float64(stop)), append(near, cosine(w.mean(rows[:stop]), full))
-		}
-		if err := line(fmt.Sprintf("--budget auto, tolerance %g: embedding", tolerance), average(near), fmt.Sprintf("centred cosine (worst %.4f)", slices.Min(near)), measurement{Ratio: average(near) / 0.98, Target: 1}); err != nil {
-			return err
-		}
-		if err := line(fmt.Sprintf("--budget auto, tolerance %g: tiles of %d", tolerance, n), average(took), fmt.Sprintf("tiles (most %.0f)", slices.Max(took)), measurement{Ratio: 128 / average(took), Target: 1}); err != nil {
-			return err
-		}
+	var took, near []float64
+	for seed := range uint64(draws) {
+		rows := w.drawn(seed)
+		stop := w.stops(rows, defaultTolerance)
+		took, near = append(took, float64(stop)), append(near, cosine(w.mean(rows[:stop]), full))
+	}
+	if err := line("--budget auto, embedding", average(near), fmt.Sprintf("centred cosine (worst %.4f)", slices.Min(near)), measurement{Ratio: average(near) / 0.98, Target: 1}); err != nil {
+		return err
+	}
+	if err := line(fmt.Sprintf("--budget auto, tiles of %d", n), average(took), fmt.Sprintf("tiles (most %.0f)", slices.Max(took)), measurement{Ratio: 128 / average(took), Target: 1}); err != nil {
+		return err
 	}
 	if picture == "" {
 		return nil

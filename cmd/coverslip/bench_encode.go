@@ -66,6 +66,9 @@ func (c *benchEncodeCmd) measure(e *env, name string) error {
 		_, err := c.endToEnd(e, enc)
 		return err
 	}
+	if err := c.weigh(e, name); err != nil {
+		return err
+	}
 	plan, tiles, err := c.decoded(e, enc)
 	if err != nil {
 		return err
@@ -123,9 +126,6 @@ func (c *benchEncodeCmd) measure(e *env, name string) error {
 			return err
 		}
 	}
-	if err := c.weigh(e, name); err != nil {
-		return err
-	}
 	return (&benchBudgetCmd{Slide: c.Slide, Centre: c.Centre, Draws: 50}).measure(e, enc, name)
 }
 
@@ -159,7 +159,8 @@ func (c *benchEncodeCmd) peers(e *env, plan coverslip.Plan, tiles []byte) (ready
 	return ready, loop, nil
 }
 
-// weigh runs the whole way once in a process of its own.
+// weigh runs the whole way once in a process of its own. It comes before anything large is in memory:
+// the kernel counts what the parent had when it started the child.
 func (c *benchEncodeCmd) weigh(e *env, name string) error {
 	exe, err := os.Executable()
 	if err != nil {
