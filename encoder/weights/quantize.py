@@ -3,7 +3,7 @@ calibrated on real tiles.
 
     python quantize.py TILES SLIDE
 
-TILES is a folder of 224-px tiles in one folder a class (all are read), SLIDE a pyramid of JPEG tiles at
+TILES is a folder of 224-px tiles in one folder a class (24 of each are read), SLIDE a pyramid of JPEG tiles at
 0.5 µm per pixel whose level 0 is cut into a grid. docs/ENCODERS.md says what came of it; bench/crc5.py
 measures it. Same requirements and tiles, same bytes.
 
