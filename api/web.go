@@ -17,8 +17,8 @@ import (
 //go:embed web
 var pages embed.FS
 
-// viewerPolicy lets the viewer's page load nothing from elsewhere.
-const viewerPolicy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+// viewerPolicy lets the viewer's page load nothing from elsewhere. OpenSeadragon sets styles of its own.
+const viewerPolicy = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 
 // pageRoutes are the viewer of a slide and the files it consists of.
 func pageRoutes(router chi.Router) error {

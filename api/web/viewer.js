@@ -27,6 +27,7 @@ async function show() {
     tileSources: api + '/dzi',
     showNavigationControl: false, // its buttons are pictures; mouse, touch and keys do the same
     showNavigator: true,
+    drawer: 'canvas', // WebGL gains nothing for one picture, and is slow where there is no GPU
     maxZoomPixelRatio: 4,
   });
   viewer.addHandler('open-failed', (e) => report(e.message));

@@ -29,7 +29,7 @@ const (
 	tileSize = 254
 	overlap  = 1
 	format   = "jpeg"
-	encoding = ".jpg[Q=80]"
+	encoding = ".jpg[Q=80,strip]"
 )
 
 // Opener opens a slide. release lets go of what the slide was read from, after it is closed.
