@@ -40,7 +40,7 @@ func TestFault2BadTile(t *testing.T) {
 		{"JPEGZeroLength", cmu, nil}, {"JPEGGarbage", cmu, garbage}, {"JPEGCut", cmu, cut},
 	}
 	for _, compression := range []string{"deflate", "deflate,predictor=horizontal", "lzw", "zstd", "webp,lossless"} {
-		path := compressed(t, compression, 1024)
+		path := compressed(t, compression, 768)
 		faults = append(faults, fault{compression + "ZeroLength", path, nil}, fault{compression + "Garbage", path, garbage})
 		if strings.HasPrefix(compression, "deflate") {
 			faults = append(faults, fault{compression + "OneBit", path, func(tile []byte) { tile[len(tile)/3] ^= 4 }})
@@ -270,9 +270,9 @@ func TestFault3To5RefusedInLittleMemory(t *testing.T) {
 		{"2To31Strips", tiny(0, tag{256, long, 1, 1 << 31}, tag{257, long, 1, 1 << 31}, tag{259, short, 1, 1}, tag{273, long, 1, 8}, tag{279, long, 1, 4000})},
 		{"CountOf0xFFFFFFFF", tiny(0, tag{256, long, 1, 64}, tag{257, long, 1, 64}, tag{273, long, 0xffffffff, 8}, tag{279, long, 0xffffffff, 8})},
 		{"DeflateBomb", oneTile(256, 8, tilertest.DeflateBomb(64<<20))},
-		{"DeflateBombInALargeTile", oneTile(8192, 8, tilertest.DeflateBomb(256<<20))},
+		{"DeflateBombInALargeTile", oneTile(8192, 8, tilertest.DeflateBomb(64<<20))},
 		{"DeflateBombInALargerTile", oneTile(16384, 8, tilertest.DeflateBomb(64<<20))},
-		{"DeflateBombInOneStrip", tilertest.OneStrip(16384, 8, tilertest.DeflateBomb(256<<20))},
+		{"DeflateBombInOneStrip", tilertest.OneStrip(16384, 8, tilertest.DeflateBomb(64<<20))},
 		{"JPEG2000Claims60000", oneTile(256, 33005, tilertest.JPEG2000(60000, 60000))},
 		{"JPEG2000Claims2To31", oneTile(256, 33005, tilertest.JPEG2000(1<<31, 1<<31))},
 		{"JPEG2000YCCClaims60000", oneTile(256, 33003, tilertest.JPEG2000(60000, 60000))},

@@ -28,17 +28,17 @@ func bubbles(rgb []byte, width, height int, mpp float64) float64 {
 		return 0 // a rim cannot be seen
 	}
 	bright, grey := make([]uint8, w*h), make([]bool, w*h)
-	any := false
+	seen := false
 	for y := range h {
 		for x := range w {
 			mean := meanOf(rgb, width, x*edge, y*edge, (x+1)*edge, (y+1)*edge)
 			hi, lo := int(max(mean[0], mean[1], mean[2])), int(min(mean[0], mean[1], mean[2]))
 			bright[y*w+x] = uint8(hi) //nolint:gosec // a byte
 			grey[y*w+x] = hi <= rimDark && 100*(hi-lo) <= rimGrey*hi
-			any = any || grey[y*w+x]
+			seen = seen || grey[y*w+x]
 		}
 	}
-	if !any {
+	if !seen {
 		return 0
 	}
 	rim := make([]bool, w*h)
