@@ -54,6 +54,32 @@ func TestOpenRefusesBytesThatAreGoneOrOthers(t *testing.T) {
 	}
 }
 
+func TestOpenOfADICOMFolder(t *testing.T) {
+	folder := "../../../shared/data/wsi/dicom/cmu-1-small-region"
+	if _, err := os.Stat(folder); err != nil {
+		t.Skipf("needs ../shared/data: %v", err)
+	}
+	b := newBench(t)
+	out, err := b.Register(t.Context(), folder, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.looks(t, out.Slide); err != nil {
+		t.Error(err)
+	}
+}
+
+// A bucket that does not answer may do so later: that is no fault of the slide's.
+func TestOpenOfASlideInABucketThatDoesNotAnswer(t *testing.T) {
+	b := newBench(t)
+	t.Setenv("AWS_ACCESS_KEY_ID", "a")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "b")
+	s := coverslip.Slide{Name: "far.svs", Location: "s3://slides/far.svs?endpoint=http://127.0.0.1:1#version=x"}
+	if err := b.looks(t, s); coverslip.KindOf(err) != coverslip.Unavailable {
+		t.Errorf("%v", err)
+	}
+}
+
 // An uploaded slide is read where it is kept: in a folder, and in a bucket without a copy.
 func TestOpenOfAnUploadedSlide(t *testing.T) {
 	for name, address := range map[string]func(*testing.T) string{
