@@ -3,7 +3,7 @@
 
 FROM golang:1.26-bookworm AS build
 WORKDIR /src
-# First what changes seldom: packages, ONNX Runtime, modules.
+# First what changes seldom: packages, ONNX Runtime and OpenSlide, modules.
 COPY setup.sh apt-packages.txt go.mod go.sum ./
 COPY internal/tools/ internal/tools/
 RUN ./setup.sh && go mod download
@@ -17,7 +17,7 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/* /tmp/apt-packages.txt \
  && useradd --uid 10001 --create-home coverslip
 COPY --from=build /src/bin/coverslip /opt/coverslip/bin/
-# The program looks for ONNX Runtime in ../lib of the folder it lies in.
+# The program looks for ONNX Runtime and OpenSlide in ../lib of the folder it lies in.
 COPY --from=build /src/lib/ /opt/coverslip/lib/
 ENV PATH=/opt/coverslip/bin:$PATH
 USER coverslip

@@ -14,7 +14,7 @@ SHELLCHECK := $(if $(filter x86_64,$(shell uname -m)),.tools/shellcheck/bin/shel
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: ## install what building needs: system packages, ONNX Runtime (nothing, the second time)
+setup: ## install what building needs: system packages, ONNX Runtime, OpenSlide (nothing, the second time)
 	@./setup.sh
 
 build: setup ## leave the program at bin/coverslip

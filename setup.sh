@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Brings a Debian or Ubuntu machine to where `make build` (and with "test", `make test`) works:
-# system packages, the ONNX Runtime library in lib/, a Python with the test requirements in
+# system packages, ONNX Runtime and OpenSlide in lib/, a Python with the test requirements in
 # .tools/venv. Says what it does, does nothing twice, and leaves the rest of the machine alone.
 #
 #   ./setup.sh [test|bench]
@@ -26,11 +26,12 @@ main() {
 	local packages=()
 	mapfile -t packages < <(missing_packages)
 	# Only to fetch things with: a machine that has them all needs no pip.
-	if { ! have_onnxruntime || { [ "${1-}" = test ] && ! have_venv test; } || { [ "${1-}" = bench ] && ! have_venv bench; }; } && ! python_with_pip >/dev/null; then
+	if { ! have_library onnxruntime || ! have_library openslide || { [ "${1-}" = test ] && ! have_venv test; } || { [ "${1-}" = bench ] && ! have_venv bench; }; } && ! python_with_pip >/dev/null; then
 		packages+=(python3-pip)
 	fi
 	if [ ${#packages[@]} -gt 0 ]; then install_packages "${packages[@]}"; fi
-	have_onnxruntime || install_onnxruntime
+	have_library onnxruntime || install_library onnxruntime "ONNX Runtime" "onnxruntime/capi/libonnxruntime.so.*"
+	have_library openslide || install_library openslide OpenSlide openslide_bin/libopenslide.so.1
 	if [ -n "${1-}" ]; then have_venv "$1" || install_venv "$1"; fi
 }
 
@@ -109,41 +110,45 @@ python_with_pip() {
 	return 1
 }
 
-# --- ONNX Runtime ---
+# --- shared libraries, out of Python wheels ---
 
-onnxruntime_requirements=internal/tools/onnxruntime-requirements.txt
-
-onnxruntime_library() {
-	echo "lib/libonnxruntime.so.$(sed -n 's/^onnxruntime==\([0-9.]*\).*/\1/p' "$onnxruntime_requirements")"
+# lib/lib<name>.so.<version of the wheel>
+library() {
+	echo "lib/lib$1.so.$(sed -n 's/^[a-z-]*==\([0-9.]*\).*/\1/p' "internal/tools/$1-requirements.txt")"
 }
 
-have_onnxruntime() {
-	[ -f "$(onnxruntime_library)" ] && sha256sum --check --status lib/onnxruntime.sha256 2>/dev/null
+have_library() {
+	[ -f "$(library "$1")" ] && sha256sum --check --status "lib/$1.sha256" 2>/dev/null
 }
 
-install_onnxruntime() {
-	local library name python machine
-	library=$(onnxruntime_library)
+# install_library NAME TITLE PLACE: PLACE is a pattern for the one file in the wheel.
+install_library() {
+	local library name pinned=internal/tools/$1-requirements.txt python machine found
+	library=$(library "$1")
 	name=${library##*/}
 	python=$(python_with_pip) || fail "$no_pip"
 	machine=$(uname -m)
 	case "$machine" in
 	x86_64 | aarch64) ;;
-	*) fail "no ONNX Runtime is pinned for $machine in $onnxruntime_requirements; build it and set COVERSLIP_ONNXRUNTIME to the library" ;;
+	*) fail "no $2 is pinned for $machine in $pinned; build it and set COVERSLIP_${1^^} to the library" ;;
 	esac
-	say "fetching ONNX Runtime into $library"
+	say "fetching $2 into $library"
 	mkdir -p lib
 	scratch=$(mktemp -d lib/.fetch-XXXXXX)
 	"$python" -m pip --disable-pip-version-check download --quiet --no-deps --require-hashes --only-binary=:all: \
 		--implementation cp --python-version 3.11 --platform "manylinux_2_28_$machine" \
-		--dest "$scratch" --requirement "$onnxruntime_requirements" || fail "$no_pypi"
-	"$python" -m zipfile -e "$scratch"/onnxruntime-*.whl "$scratch"
-	[ -f "$scratch/onnxruntime/capi/$name" ] || fail "the wheel holds no $name; see $onnxruntime_requirements"
+		--dest "$scratch" --requirement "$pinned" || fail "$no_pypi"
+	"$python" -m zipfile -e "$scratch"/*.whl "$scratch"
+	found=$(find "$scratch" -path "$scratch/$3" -type f)
+	[ -f "$found" ] || fail "the wheel holds no $3; see $pinned"
+	mv "$found" "$scratch/$name"
 	# The checksum goes first, so that no library stands in its place without one.
-	(cd "$scratch/onnxruntime/capi" && sha256sum "$name") | sed 's|  |  lib/|' >"$scratch/sha256"
-	mv "$scratch/sha256" lib/onnxruntime.sha256
-	mv "$scratch/onnxruntime/capi/$name" "$library"
-	find lib -maxdepth 1 -name 'libonnxruntime.so.*' ! -name "$name" -delete
+	(cd "$scratch" && sha256sum "$name") | sed 's|  |  lib/|' >"$scratch/sha256"
+	mv "$scratch/sha256" "lib/$1.sha256"
+	mv "$scratch/$name" "$library"
+	find lib -maxdepth 1 -name "lib$1.so.*" ! -name "$name" -delete
+	rm -rf "$scratch"
+	scratch=""
 }
 
 # --- Python for tests and benchmarks ---
