@@ -123,13 +123,14 @@ func TestBudgetStopsWhenTheEmbeddingIsKnown(t *testing.T) {
 func TestFault19AtMostOneCheckpointIsEncodedAgain(t *testing.T) {
 	_, want, n := newBench(t).bagUnder(t, coverslip.Budget{})
 	b := newBench(t)
-	b.Checkpoint = 16
+	// Of one worker at most three batches, 24 tiles, are encoded and not handed over yet when it stops.
+	b.Checkpoint, b.Workers = 16, 1
 	out, err := b.Register(t.Context(), bundled, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	whole := b.Encoder
-	for _, after := range []int64{24, 24} {
+	for _, after := range []int64{48, 32} {
 		ctx, cancel := context.WithCancel(t.Context())
 		dies := &counting{Encoder: whole, after: after, stop: cancel}
 		b.Encoder = dies
