@@ -17,6 +17,7 @@ import (
 
 type benchCmd struct {
 	Decode benchDecodeCmd `cmd:"" help:"Tiles out of a slide, beside OpenSlide and others."`
+	Stream benchStreamCmd `cmd:"" help:"Tiles from S3, beside a local file; memory."`
 	Encode benchEncodeCmd `cmd:"" help:"Slide file to features, beside ONNX Runtime alone on the same tiles."`
 	Budget benchBudgetCmd `cmd:"" help:"How many tiles an embedding needs."`
 }

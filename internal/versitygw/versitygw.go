@@ -18,8 +18,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Access and Secret are the credentials of every server started here.
-const Access, Secret = "test-access", "test-secret"
+// The credentials of every server started here.
+const (
+	Access = "test-access"
+	Secret = "test-secret"
+)
 
 // Find looks for the server's binary in .tools beside the nearest go.mod above the working folder.
 func Find() (binary string, err error) {
