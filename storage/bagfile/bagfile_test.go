@@ -374,7 +374,7 @@ func TestPythonReads(t *testing.T) {
 		if fmt.Sprint(got.Names, got.DTypes, got.Shapes) != fmt.Sprintf("[coords features] [float32 int64] [[%d 2] [%d 2]]", n, n) {
 			t.Errorf("%s: %v %v %v", name, got.Names, got.DTypes, got.Shapes)
 		}
-		if got.Metadata["mask"] != meta.Mask || got.Metadata["slide_mpp"] != "0.499" || len(got.Metadata) != 17 {
+		if got.Metadata["mask"] != meta.Mask || got.Metadata["slide_mpp"] != "0.499" || len(got.Metadata) != 18 {
 			t.Errorf("%s: metadata %v", name, got.Metadata)
 		}
 		for i, tile := range tiles[:n] {

@@ -1,6 +1,7 @@
 package bagfile
 
 import (
+	"encoding/json"
 	"errors"
 	"math"
 	"strconv"
@@ -54,6 +55,18 @@ func (m *Metadata) fields() map[string]any {
 		"encoder_sha256":    &m.EncoderSHA256,
 		"coverslip_version": &m.Version,
 	}
+}
+
+// MarshalJSON writes the names and texts that stand in the file.
+func (m Metadata) MarshalJSON() ([]byte, error) { return json.Marshal(m.text()) }
+
+// UnmarshalJSON reads them, and checks them as Open does.
+func (m *Metadata) UnmarshalJSON(raw []byte) error {
+	var text map[string]string
+	if err := json.Unmarshal(raw, &text); err != nil {
+		return broken("metadata: %w", err)
+	}
+	return m.parse(text)
 }
 
 func (m *Metadata) text() map[string]string {
