@@ -17,6 +17,7 @@ const (
 	maxAhead = 16 << 20 // bytes on their way or there and not read: twice what is on its way
 	maxSpent = 8 << 20  // bytes that were read and stay, for tiles that several regions share
 	together = 4 << 20  // bytes within which small groups are merged
+	maxKnown = 4 << 20  // bytes that Expect named and that stay
 )
 
 // Range is a piece of a file: n bytes at off.
@@ -24,8 +25,8 @@ type Range struct{ Off, N int64 }
 
 // Ahead is a tiff.RangeReader that fetches ranges before they are read: those that Announce names,
 // merged into requests of up to 1 MiB, eight at a time, at most 16 MiB ahead of the readers. The last
-// 8 MiB that were read stay, too. Any other range is asked for when it is read. It owns the requests
-// it makes ahead until Close.
+// 8 MiB that were read stay, too, and the last 4 MiB of what Expect names. Any other range is asked for
+// when it is read. It owns the requests it makes ahead until Close.
 type Ahead struct {
 	r      tiff.RangeReader
 	ctx    context.Context // the reader's life
@@ -41,8 +42,11 @@ type Ahead struct {
 	spent  []*block // in the order they were read
 	kept   int      // bytes of spent
 
-	pages []page // for ReadAt, the last used at the end
+	expected []*block // oldest first
+	pages    []page   // for ReadAt, the last used at the end
 }
+
+func (r Range) covers(off, n int64) bool { return off >= r.Off && off+n <= r.Off+r.N }
 
 // block is one request made ahead.
 type block struct {
@@ -81,6 +85,67 @@ func (a *Ahead) Close() error {
 // Size is the length of the file in bytes.
 func (a *Ahead) Size() int64 { return a.r.Size() }
 
+// Expect fetches the n bytes at off at once, for reads of any part of them; see tiff.Expecter. Where that
+// would be too much at once, nothing is done.
+func (a *Ahead) Expect(off, n int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	total := n
+	for _, b := range a.expected {
+		if b.covers(off, n) {
+			return
+		}
+		total += b.N
+	}
+	for total > maxKnown && len(a.expected) > 0 {
+		select {
+		case <-a.expected[0].done:
+			total -= a.expected[0].N
+			a.expected = a.expected[1:]
+		default:
+			return // still on its way
+		}
+	}
+	if off < 0 || n <= 0 || total > maxKnown || a.ctx.Err() != nil {
+		return
+	}
+	b := &block{Range: Range{off, n}, done: make(chan struct{})}
+	a.expected = append(a.expected, b)
+	a.work.Go(func() {
+		data := make([]byte, n)
+		err := a.r.ReadRange(a.ctx, data, off)
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if err == nil {
+			b.data = data
+		} else if i := slices.Index(a.expected, b); i >= 0 { // whoever reads it asks by himself
+			a.expected = slices.Delete(a.expected, i, i+1)
+		}
+		close(b.done)
+	})
+}
+
+// known returns what Expect fetched of a range, or nil. It waits for what is on its way.
+func (a *Ahead) known(ctx context.Context, off, n int64) ([]byte, error) {
+	a.mu.Lock()
+	i := slices.IndexFunc(a.expected, func(b *block) bool { return b.covers(off, n) })
+	if i < 0 {
+		a.mu.Unlock()
+		return nil, nil
+	}
+	b := a.expected[i]
+	a.mu.Unlock()
+	select {
+	case <-b.done:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if b.data == nil {
+		return nil, nil
+	}
+	return b.data[off-b.Off:][:n], nil
+}
+
 // Announce says which ranges will be read next, each once, in groups: within a group they may be
 // fetched in any order, and a group is wanted before the next. It replaces what was announced before.
 // Reads that keep to it are fast; others are right.
@@ -117,6 +182,9 @@ func (a *Ahead) merge(group []Range) []*block {
 	var last *block
 	for _, i := range order {
 		r := group[i]
+		if slices.ContainsFunc(a.expected, func(b *block) bool { return b.covers(r.Off, r.N) }) {
+			continue
+		}
 		if b := a.at[r.Off]; b != nil && r.Off+r.N <= b.Off+b.N {
 			b.users, b.first = b.users+1, min(b.first, i)
 			continue
@@ -137,7 +205,15 @@ func (a *Ahead) merge(group []Range) []*block {
 func (a *Ahead) ReadRange(ctx context.Context, dst []byte, off int64) error {
 	b := a.take(off, int64(len(dst)))
 	if b == nil {
-		return a.r.ReadRange(ctx, dst, off)
+		data, err := a.known(ctx, off, int64(len(dst)))
+		if err != nil {
+			return err
+		}
+		if data == nil {
+			return a.r.ReadRange(ctx, dst, off)
+		}
+		copy(dst, data)
+		return nil
 	}
 	select {
 	case <-b.done:

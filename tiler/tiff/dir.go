@@ -44,6 +44,8 @@ type Dir struct {
 	Description, Software, Make, Model string
 	ICC                                bool // an ICC profile is there
 
+	Emission float64 // of a Hamamatsu fluorescence scan: the wavelength its camera saw, nm; else 0
+
 	offsets, counts []int64 // of all tiles, plane after plane
 	empty           int
 	next            int64
@@ -111,6 +113,7 @@ const (
 	tagXMP             = 700 // Adobe; Ventana keeps its <iScan> there
 	tagICC             = 34675
 	tagHamamatsu       = 65420 // in every NDPI file, in no other
+	tagEmission        = 65451 // of NDPI: emission wavelength, beside the name of the filter in 65434
 )
 
 // fieldSize is the length of one value of each field type in bytes.
@@ -156,6 +159,7 @@ func (p *parser) directory(ctx context.Context, off int64, page, sub int) (*Dir,
 	}
 	f := &fields{ctx: ctx, p: p, entries: entries}
 	d := &Dir{Page: page, SubIFD: sub, Offset: off, next: next}
+	f.expect(next)
 	f.fill(d)
 	if f.err == nil {
 		f.err = f.segments(d)
@@ -240,6 +244,23 @@ type fields struct {
 	err     error
 }
 
+// expect says what will be read next: the arrays of this directory, and the next directory.
+func (f *fields) expect(next int64) {
+	window := int64(math.MinInt64)
+	for _, tag := range []uint16{tagStripOffsets, tagStripByteCounts, tagTileOffsets, tagTileByteCounts} {
+		e := f.entries[tag]
+		switch n := e.count * fieldSize[e.typ]; {
+		case e.inline != nil || n == 0 || f.p.known(e.off, n) != nil:
+		case n > windowSize:
+			f.p.expect(e.off, n)
+		case e.off < window || e.off+n > window+windowSize:
+			window = f.p.windowAt(e.off)
+			f.p.expectWindow(e.off)
+		}
+	}
+	f.p.expectWindow(next)
+}
+
 // fill sets everything of d but the tiles. Defaults are those of TIFF 6.0.
 func (f *fields) fill(d *Dir) {
 	d.Width = f.edge(tagImageWidth)
@@ -277,7 +298,9 @@ func (f *fields) fill(d *Dir) {
 		d.JPEGTables = bytes.Clone(f.bytes(e, e.count))
 	}
 	_, d.ICC = f.entries[tagICC]
-	_, d.hamamatsu = f.entries[tagHamamatsu]
+	if _, d.hamamatsu = f.entries[tagHamamatsu]; d.hamamatsu {
+		d.Emission = f.positive(tagEmission)
+	}
 	if e, ok := f.entries[tagXMP]; ok {
 		d.ventana = bytes.Contains(f.bytes(e, min(e.count, windowSize)), []byte("<iScan"))
 	}

@@ -23,6 +23,12 @@ type RangeReader interface {
 	Size() int64
 }
 
+// Expecter is a RangeReader that may begin to fetch bytes before they are asked for. Expect says that
+// the n bytes at off will be, soon; it does not wait, and nothing depends on it.
+type Expecter interface {
+	Expect(off, n int64)
+}
+
 // ReaderAt is a RangeReader over an io.ReaderAt, such as an *os.File.
 type ReaderAt struct {
 	r    io.ReaderAt
@@ -76,29 +82,58 @@ type window struct {
 	data []byte
 }
 
-const windowSize = 64 << 10
+const (
+	windowSize = 64 << 10
+	maxExpect  = 2 << 20
+)
 
 // read returns the n bytes at off, n ≤ rangeMax. They belong to the source and must not be changed.
 func (s *source) read(ctx context.Context, off, n int64) ([]byte, error) {
 	if off < 0 || n < 0 || n > s.size || off > s.size-n {
 		return nil, fmt.Errorf("bytes %d to %d: %w, which has %d", off, uint64(off)+uint64(n), errEndsEarly, s.size) //nolint:gosec // for the message
 	}
-	for _, w := range s.windows {
-		if off >= w.off && off+n <= w.off+int64(len(w.data)) {
-			return w.data[off-w.off:][:n], nil
-		}
+	if data := s.known(off, n); data != nil {
+		return data, nil
 	}
 	if n > windowSize {
 		data := make([]byte, n)
 		return data, s.r.ReadRange(ctx, data, off)
 	}
-	w := window{off: max(0, min(off, s.size-windowSize)), data: make([]byte, min(windowSize, s.size))}
+	w := window{off: s.windowAt(off), data: make([]byte, min(windowSize, s.size))}
+	s.expectWindow(off) // what lies beside it is often wanted too, and not by this package alone
 	if err := s.r.ReadRange(ctx, w.data, w.off); err != nil {
 		return nil, err
 	}
 	s.windows[s.oldest] = w
 	s.oldest = (s.oldest + 1) % len(s.windows)
 	return w.data[off-w.off:][:n], nil
+}
+
+// known returns what has been read already of the n bytes at off; nil if some are missing.
+func (s *source) known(off, n int64) []byte {
+	for _, w := range s.windows {
+		if off >= w.off && off+n <= w.off+int64(len(w.data)) {
+			return w.data[off-w.off:][:n]
+		}
+	}
+	return nil
+}
+
+// windowAt is where the window begins that is read for the bytes at off.
+func (s *source) windowAt(off int64) int64 { return max(0, min(off, s.size-windowSize)) }
+
+// expect says that n bytes at off will be read in a moment. Few files have more than maxExpect in one place.
+func (s *source) expect(off, n int64) {
+	if e, ok := s.r.(Expecter); ok && off > 0 && n > 0 && off < s.size {
+		e.Expect(off, min(n, s.size-off, maxExpect))
+	}
+}
+
+// expectWindow says the same of a directory.
+func (s *source) expectWindow(off int64) {
+	if off > 0 && off < s.size {
+		s.expect(s.windowAt(off), windowSize)
+	}
 }
 
 // spend refuses a file whose index would take more memory than any slide's.

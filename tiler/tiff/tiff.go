@@ -85,6 +85,13 @@ func Read(ctx context.Context, r RangeReader) (*File, error) {
 	if err != nil {
 		return nil, inOp("read TIFF header", err)
 	}
+	if first >= windowSize {
+		// Written as the levels came: behind its tiles each has its directory, and the small ones, which
+		// are most, are in the last hundredth of the file.
+		p.expectWindow(first)
+		tail := min(max(p.size/128, windowSize), maxExpect)
+		p.expect(p.size-tail, tail)
+	}
 	f := &File{Size: p.size, ByteOrder: p.order, Big: p.big}
 	for page, off := 0, first; off != 0; page++ {
 		d, err := p.directory(ctx, off, page, -1)
