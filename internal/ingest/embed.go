@@ -29,6 +29,9 @@ func (in *Ingest) Work(ctx context.Context, job queue.Job, attempt queue.Attempt
 		tolerant.Plan.SkipBadTiles = true
 		in = &tolerant
 	}
+	if job.Views != nil {
+		return in.makeViews(ctx, slide, *job.Views)
+	}
 	state, err := in.embed(ctx, slide, job.Budget)
 	switch kind := coverslip.KindOf(err); {
 	case err == nil:
