@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"coverslip"
+	"coverslip/tiler/openslide/openslidetest"
 	"coverslip/tiler/tiff"
 	"coverslip/tiler/tissue"
 	"coverslip/tiler/vips"
@@ -53,15 +54,13 @@ func mustOpen(t testing.TB, path string) *Slide {
 // throughOpenSlide opens the same slide by the way of the vendor formats.
 func throughOpenSlide(t testing.TB, path string) *Slide {
 	t.Helper()
-	f, err := os.Open(path)
+	openslidetest.Need(t)
+	var files closers
+	s, err := openVendor(context.Background(), path, "reference", &files)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := openVendor(context.Background(), path, "reference")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.file = f
+	s.file = files
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
 			t.Error(err)
@@ -606,8 +605,7 @@ func TestPlanOfJPEG2000EqualsThatThroughOpenSlide(t *testing.T) {
 
 // BenchmarkTile reads the 256-pixel tiles of level 0 of a real section, one by one, tissue and glass as
 // they come: those of the file's own grid, and those that lie across it. It reports the processor's
-// time, which other programs do not lengthen as they do the wall clock's. OpenSlide is called through
-// libvips here, which about doubles the time of its own openslide_read_region.
+// time, which other programs do not lengthen as they do the wall clock's.
 func BenchmarkTile(b *testing.B) {
 	path := shared(b, "tiff/crc-section.tif")
 	s := mustOpen(b, path)
@@ -618,12 +616,11 @@ func BenchmarkTile(b *testing.B) {
 		b.Cleanup(im.Close)
 		return vipsPixels{im: im}
 	}
-	slide, _, err := vips.OpenSlide(path, 0)
 	levels, _ := s.pixels.(*mixedPixels)
 	for _, c := range []struct {
 		name string
 		p    levelPixels
-	}{{"libjpeg", levels.levels[0]}, {"libvips", through(vips.OpenTIFF(path, 0, -1))}, {"openslide", through(slide, err)}} {
+	}{{"libjpeg", levels.levels[0]}, {"libvips", through(vips.OpenTIFF(path, 0, -1))}} {
 		for _, shift := range []int{0, 100} {
 			b.Run(fmt.Sprintf("%s/from%d", c.name, shift), func(b *testing.B) {
 				columns := s.Width/256 - 1

@@ -23,7 +23,7 @@ import (
 // give other pixels. It is part of a bag's key.
 const Reader = "libjpeg-turbo+libvips-1"
 
-const notASlide = "Coverslip reads Aperio SVS, TIFF pyramids (OME, Philips, generic), DICOM and, through OpenSlide, NDPI and BIF"
+const notASlide = "Coverslip reads Aperio SVS, TIFF pyramids (OME, Philips, generic), DICOM and, through OpenSlide, NDPI, MRXS, SCN, BIF, VMS, SVSLIDE and CZI"
 
 // Open opens the slide at path, or at an address (s3://, https://; see remote.Open), and reads what it
 // says of itself. The format is judged by content,
@@ -41,15 +41,17 @@ func Open(ctx context.Context, path string) (*Slide, error) {
 // Name is what people call the slide at a path or an address: its last part.
 func Name(path string) string { return filepath.Base(remote.Shown(path)) }
 
-// Files returns the paths of the files that the slide at path consists of, sorted: itself alone, or
-// the instances of a DICOM series, in a folder of this machine or of a bucket (s3://bucket/folder/).
-// Nobody is asked what lies beside a slide at an address.
+// Files returns the paths of the files that the slide at path consists of: itself alone; the instances
+// of a DICOM series, sorted, in a folder of this machine or of a bucket (s3://bucket/folder/); or
+// itself and the files that a vendor's index names (MRXS, VMS). Nobody is asked what else lies beside a
+// slide at an address.
 func Files(ctx context.Context, path string) ([]string, error) {
 	switch {
 	case remote.IsFolder(path):
 		return bucketFiles(ctx, path)
 	case remote.Is(path):
-		return []string{path}, nil
+		files, err := remoteVendorFiles(ctx, path)
+		return files, coverslip.At(remote.Shown(path), err)
 	}
 	f, err := os.Open(path)
 	if err != nil {
@@ -60,7 +62,10 @@ func Files(ctx context.Context, path string) ([]string, error) {
 	if stat, err := f.Stat(); err == nil && stat.IsDir() {
 		several = true
 	} else if head, err := readHead(f); err == nil {
-		several = dicom.Is(head)
+		if several = dicom.Is(head); !several {
+			files, err := vendorFiles(ctx, path, vendorFormat(head, path))
+			return files, coverslip.At(path, err)
+		}
 	}
 	if several {
 		files, err := dicom.Files(ctx, path)
@@ -111,15 +116,17 @@ func openPlain(ctx context.Context, files []string, open *closers) (*Slide, erro
 	}
 	head := make([]byte, min(headSize, readers[0].Size()))
 	err := readers[0].ReadRange(ctx, head, 0)
-	switch what := foreign(head); {
+	switch format, what := vendorFormat(head, files[0]), foreign(head); {
 	case err != nil:
 		return nil, err
 	case dicom.Is(head):
 		return openDICOM(ctx, readers)
+	case format != "":
+		return openVendor(ctx, files[0], format, open)
 	case what != "":
 		return nil, &coverslip.Error{Kind: coverslip.Unsupported, Op: "open slide", Err: errors.New("it is " + what), Hint: notASlide}
 	}
-	return openTIFF(ctx, files[0], readers[0].RangeReader)
+	return openTIFF(ctx, files[0], readers[0].RangeReader, open)
 }
 
 // openFile opens one file of a slide, on this machine or at an address.
@@ -184,16 +191,20 @@ func foreign(head []byte) string {
 	case bytes.HasPrefix(head, []byte("\x89PNG")):
 		return "a PNG picture, not a slide"
 	case bytes.HasPrefix(head, []byte("\xff\xd8\xff")):
-		return "a JPEG picture, not a slide"
+		return "a JPEG picture, not a slide (of an MRXS slide, name or zip it with its folder beside it)"
 	case bytes.HasPrefix(head, []byte("PK\x03\x04")):
 		return "a ZIP archive that is not on this machine, or in another"
+	case bytes.HasPrefix(head, []byte("\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1")):
+		return "an OLE file, as ZVI slides are, which nothing here reads"
+	case bytes.HasPrefix(head, []byte("<DataObject ObjectType=\"DPUfsImport\"")):
+		return "a Philips iSyntax slide, which only Philips' own software reads"
 	case bytes.HasPrefix(head, []byte("\x7fELF")), bytes.HasPrefix(head, []byte("MZ")):
 		return "a program, not a slide"
 	}
 	return "no slide: its first bytes are those of no format known here"
 }
 
-func openTIFF(ctx context.Context, path string, r tiff.RangeReader) (*Slide, error) {
+func openTIFF(ctx context.Context, path string, r tiff.RangeReader, open *closers) (*Slide, error) {
 	index, err := tiff.Read(ctx, r)
 	if err != nil {
 		return nil, err
@@ -201,17 +212,18 @@ func openTIFF(ctx context.Context, path string, r tiff.RangeReader) (*Slide, err
 	if ahead := asAhead(r); ahead != nil {
 		ahead.Announce([][]remote.Range{firstTiles(index)})
 	}
-	if err := index.Check(ctx, r); err != nil {
-		return nil, err
+	err = index.Check(ctx, r)
+	if index.Leica != nil && index.Leica.Scans > 1 && coverslip.KindOf(err) == coverslip.Unsupported {
+		return openVendor(ctx, path, string(index.Format), open) // it lays the scans out on one canvas
 	}
-	if index.Format.Elsewhere() {
-		if remote.Is(path) {
-			return nil, &coverslip.Error{Kind: coverslip.Unsupported, Op: "open slide", Err: fmt.Errorf("%s is read by OpenSlide, which reads only local files", index.Format), Hint: "copy it to this machine first"}
-		}
-		return openVendor(ctx, path, string(index.Format))
+	if err != nil {
+		return nil, err
 	}
 	if err := brightfield(index); err != nil {
 		return nil, err
+	}
+	if index.Format.Elsewhere() {
+		return openVendor(ctx, path, string(index.Format), open)
 	}
 	s := &Slide{Info: Info{Format: string(index.Format), Reader: Reader + " (libjpeg-turbo " + jpeg.Version() + ", libvips " + vips.Version() + ")"}}
 	for _, l := range index.Levels {
@@ -247,9 +259,16 @@ func firstTiles(index *tiff.File) (out []remote.Range) {
 
 // brightfield refuses TIFFs that are whole but show no stained tissue in colour.
 func brightfield(index *tiff.File) error {
-	base := index.Levels[0].Dir
+	base := index.Dirs[0]
+	if len(index.Levels) > 0 {
+		base = index.Levels[0].Dir
+	}
 	var why string
 	switch {
+	case base.Emission > 0:
+		why = fmt.Sprintf("it shows fluorescence at %g nm", base.Emission)
+	case index.Format.Elsewhere(): // its directories are no levels
+		return nil
 	case index.OME != nil && len(index.OME.Images) > 0 && channels(index.OME.Images[0]) != "":
 		why = channels(index.OME.Images[0])
 	case base.BitsPerSample != 8 || base.SampleFormat != 1:
@@ -297,38 +316,6 @@ func tiffClaims(index *tiff.File) (claims []claim, objective float64) {
 		claims = append(claims, claim{coverslip.MPPTIFF, perUnit / base.XResolution, perUnit / base.YResolution})
 	}
 	return claims, objective
-}
-
-// openVendor opens what only OpenSlide reads.
-func openVendor(ctx context.Context, path, format string) (*Slide, error) {
-	p := &mixedPixels{}
-	s := &Slide{Info: Info{Format: format, Reader: Reader + " (libvips " + vips.Version() + ", OpenSlide)"}, pixels: p}
-	count := 1
-	for i := 0; i < count; i++ {
-		if err := ctx.Err(); err != nil {
-			_ = p.Close()
-			return nil, err
-		}
-		im, properties, err := vips.OpenSlide(path, i)
-		if err != nil {
-			_ = p.Close()
-			return nil, inLevel(i, err)
-		}
-		p.levels = append(p.levels, vipsPixels{im: im})
-		if i == 0 {
-			count = max(int(number(properties["openslide.level-count"])), 1)
-			s.Width, s.Height = im.Width, im.Height
-			s.ObjectivePower = number(properties["openslide.objective-power"])
-			s.MPP = decideMPP([]claim{{coverslip.MPPOpenSlide, number(properties["openslide.mpp-x"]), number(properties["openslide.mpp-y"])}}, s.ObjectivePower)
-		}
-		down := number(properties[fmt.Sprintf("openslide.level[%d].downsample", i)])
-		if down < 1 {
-			down = float64(s.Width) / float64(im.Width)
-		}
-		s.Levels = append(s.Levels, coverslip.Level{Width: im.Width, Height: im.Height, Downsample: down})
-	}
-	wholeDownsamples(s.Levels)
-	return s, nil
 }
 
 // wholeDownsamples corrects the scale of levels whose size was cut to whole pixels: a level of 2221

@@ -3,7 +3,6 @@ package tiler
 import (
 	"bytes"
 	"context"
-	"errors"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -173,15 +172,6 @@ func TestRemoteReadingThatFailsSaysSo(t *testing.T) {
 				t.Errorf("the server is back: %v", err)
 			}
 		})
-	}
-}
-
-func TestRemoteVendorSlideIsUnsupported(t *testing.T) {
-	srv := serve(t, shared(t, "ndpi/test3-DAPI.ndpi"), 0)
-	_, err := Open(t.Context(), srv.URL)
-	var e *coverslip.Error
-	if !errors.As(err, &e) || e.Kind != coverslip.Unsupported || !strings.Contains(e.Hint, "copy it to this machine") {
-		t.Errorf("got %v", err)
 	}
 }
 

@@ -36,7 +36,6 @@ func TestOpenFacts(t *testing.T) {
 		{"tiff/kidney-48-5.tif", "generic-tiff", 1493, 901, []float64{1}, 0, "", "", 0},
 		{"tiff/test_orient1.tif", "generic-tiff", 120, 180, []float64{1, 2, 4}, 0, "", userless, 0},
 		{"tiff/test_orient6.tif", "generic-tiff", 180, 120, []float64{1, 2, 4}, 0, "", userless, 0},
-		{"ndpi/test3-DAPI.ndpi", "hamamatsu-ndpi", 3968, 4864, []float64{1, 2, 4, 8, 16, 32, 64}, 0.2282, coverslip.MPPOpenSlide, "", 40},
 	} {
 		t.Run(filepath.Base(c.path), func(t *testing.T) {
 			path := c.path

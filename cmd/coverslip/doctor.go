@@ -15,6 +15,7 @@ import (
 	"coverslip/storage"
 	"coverslip/storage/blob"
 	"coverslip/storage/postgres"
+	"coverslip/tiler/openslide"
 	"coverslip/tiler/vips"
 )
 
@@ -42,6 +43,7 @@ func (c *doctorCmd) Run(e *env) error {
 	}{
 		{"machine", lookMachine},
 		{"libvips", lookVips},
+		{"OpenSlide", lookOpenSlide},
 		{"ONNX Runtime", lookRuntime},
 		{"encoder", lookEncoder},
 		{"Postgres", c.lookPostgres},
@@ -81,6 +83,11 @@ func lookMachine(context.Context) (string, error) {
 }
 
 func lookVips(context.Context) (string, error) { return vips.Version(), nil }
+
+func lookOpenSlide(ctx context.Context) (string, error) {
+	path, version, err := openslide.Library(ctx)
+	return fmt.Sprintf("%s at %s, in a process of its own", version, path), err
+}
 
 func lookRuntime(context.Context) (string, error) {
 	path, version, err := onnx.Library()

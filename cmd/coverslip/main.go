@@ -18,6 +18,7 @@ import (
 	"golang.org/x/term"
 
 	"coverslip"
+	"coverslip/tiler/openslide"
 )
 
 // Exit codes, a contract with scripts.
@@ -29,6 +30,7 @@ const (
 )
 
 func main() {
+	openslide.Main() // a decode process starts and ends here
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()

@@ -21,12 +21,14 @@ import (
 
 	"coverslip"
 	"coverslip/encoder/onnx/onnxtest"
+	"coverslip/tiler/openslide"
 )
 
 // The test binary is also the program, so that tests can kill it.
 const asProgram = "COVERSLIP_TEST_AS_PROGRAM"
 
 func TestMain(m *testing.M) {
+	openslide.Main()
 	if os.Getenv(asProgram) != "" {
 		main()
 	}

@@ -32,14 +32,6 @@ VipsImage *cs_open_tiff_source(uintptr_t handle, int page, int sub) {
 	return out;
 }
 
-VipsImage *cs_open_slide(const char *path, int level) {
-	VipsImage *out = NULL;
-	if (vips_openslideload(path, &out, "level", level, "access", VIPS_ACCESS_RANDOM, "fail_on", VIPS_FAIL_ON_WARNING,
-			NULL))
-		return NULL;
-	return out;
-}
-
 VipsImage *cs_to_rgb(VipsImage *in) {
 	VipsImage *turned = NULL, *flat = NULL, *out = NULL;
 	if (vips_autorot(in, &turned, NULL))
@@ -128,6 +120,5 @@ int cs_save_tiff(const void *rgb, int width, int height, double pixels_per_mm, c
 	return failed;
 }
 
-GType cs_string_type(void) { return VIPS_TYPE_REF_STRING; }
 
 void cs_limit_arenas(int n) { mallopt(M_ARENA_MAX, n); }

@@ -1,5 +1,5 @@
-// Package vips is the door to libvips: it decodes regions of TIFF directories and of the vendor
-// formats OpenSlide knows, and encodes pictures. Everything it hands out is 8-bit RGB.
+// Package vips is the door to libvips: it decodes regions of TIFF directories and encodes pictures.
+// Everything it hands out is 8-bit RGB.
 //
 // govips serves for start-up, cache and concurrency settings, logging and memory figures. It has no
 // regions, pages of sub-directories or fail levels, so a small cgo file stands beside it for those.
@@ -98,29 +98,6 @@ func OpenTIFFAt(r io.ReaderAt, size int64, path string, page, sub int) (*Image, 
 	}
 	im.src, im.load = src, load
 	return im, nil
-}
-
-// OpenSlide opens a level of a slide through the OpenSlide that libvips was built with, and returns
-// the slide's properties (openslide.mpp-x and so on) with it.
-func OpenSlide(path string, level int) (*Image, map[string]string, error) {
-	start()
-	properties := map[string]string{}
-	im, err := open(path, func(name *C.char) *C.VipsImage {
-		im := C.cs_open_slide(name, C.int(level))
-		if im == nil {
-			return nil
-		}
-		fields := C.vips_image_get_fields(im)
-		defer C.g_strfreev(fields)
-		for _, f := range unsafe.Slice(fields, C.g_strv_length(fields)) {
-			var value *C.char
-			if C.vips_image_get_typeof(im, f) == C.cs_string_type() && C.vips_image_get_string(im, f, &value) == 0 { //nolint:gocritic // cgo
-				properties[C.GoString(f)] = C.GoString(value)
-			}
-		}
-		return im
-	})
-	return im, properties, err
 }
 
 // DecodeJPEG2000 decodes one whole JPEG 2000 codestream of a size known beforehand into dst,

@@ -1,4 +1,4 @@
-// The part of libvips that govips does not offer: directories of a TIFF, levels of a slide, regions.
+// The part of libvips that govips does not offer: directories of a TIFF, regions.
 #ifndef COVERSLIP_VIPS_H
 #define COVERSLIP_VIPS_H
 
@@ -10,7 +10,6 @@
 // Each open returns a new reference, or NULL with vips' error buffer set.
 VipsImage *cs_open_tiff(const char *path, int page, int sub);
 VipsImage *cs_open_tiff_source(uintptr_t handle, int page, int sub);
-VipsImage *cs_open_slide(const char *path, int level);
 
 // 8-bit RGB of any 8-bit image: orientation undone, grey spread, alpha laid on white.
 VipsImage *cs_to_rgb(VipsImage *in);
@@ -25,7 +24,6 @@ int cs_decode_jp2k(const void *data, size_t size, int width, int height, void *d
 void *cs_encode(const void *rgb, int width, int height, const char *suffix, size_t *size);
 int cs_save_tiff(const void *rgb, int width, int height, double pixels_per_mm, const char *path);
 
-GType cs_string_type(void);
 void cs_limit_arenas(int n);
 
 #endif
