@@ -40,11 +40,11 @@ func AlongCurve(tiles []coverslip.Tile) []int {
 	for _, t := range tiles {
 		far = max(far, t.X, t.Y)
 	}
-	order := bits.Len64(uint64(max(far, 0))) //nolint:gosec // not negative
+	order := bits.Len64(uint64(max(far, 0)))
 	place := make([]uint64, len(tiles))
 	index := make([]int, len(tiles))
 	for i, t := range tiles {
-		place[i], index[i] = hilbert(uint64(max(t.X, 0)), uint64(max(t.Y, 0)), order), i //nolint:gosec // not negative
+		place[i], index[i] = hilbert(uint64(max(t.X, 0)), uint64(max(t.Y, 0)), order), i
 	}
 	slices.SortStableFunc(index, func(a, b int) int { return cmp.Compare(place[a], place[b]) })
 	return index

@@ -190,7 +190,7 @@ func (w *wholeBag) measure(e *env, draws int, picture string) error {
 		}
 		var spread, independent []float64
 		var spreadError, independentError float64
-		for seed := range uint64(draws) {
+		for seed := range uint64(draws) { //nolint:gosec // not negative
 			s := cosine(w.mean(w.drawn(seed)[:size]), full)
 			rng := rand.New(rand.NewPCG(seed, 0))
 			some := make([]int, size)
@@ -212,7 +212,7 @@ func (w *wholeBag) measure(e *env, draws int, picture string) error {
 		}
 	}
 	var took, near []float64
-	for seed := range uint64(draws) {
+	for seed := range uint64(draws) { //nolint:gosec // not negative
 		rows := w.drawn(seed)
 		stop := w.stops(rows, defaultTolerance)
 		took, near = append(took, float64(stop)), append(near, cosine(w.mean(rows[:stop]), full))

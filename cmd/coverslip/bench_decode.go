@@ -334,7 +334,7 @@ func halve(dst, src []byte, size int) {
 		for x := range size {
 			for k := range 3 {
 				at := (2*y*2*size+2*x)*3 + k
-				dst[(y*size+x)*3+k] = byte((int(src[at]) + int(src[at+3]) + int(src[at+2*size*3]) + int(src[at+2*size*3+3]) + 2) / 4)
+				dst[(y*size+x)*3+k] = byte((int(src[at]) + int(src[at+3]) + int(src[at+2*size*3]) + int(src[at+2*size*3+3]) + 2) / 4) //nolint:gosec // an average of bytes
 			}
 		}
 	}

@@ -70,7 +70,7 @@ func drawViews(n int, views coverslip.Views) [][]int {
 		if n == 0 {
 			continue
 		}
-		rng := rand.New(rand.NewPCG(views.Seed, uint64(v))) //nolint:gosec // v is no negative number
+		rng := rand.New(rand.NewPCG(views.Seed, uint64(v)))
 		drawn[v] = make([]int, views.Tiles)
 		for k := range drawn[v] {
 			drawn[v][k] = rng.IntN(n)
