@@ -39,6 +39,7 @@ type tilesCmd struct {
 	Format     string   `enum:"png,jpg,webp" default:"png" help:"Of the tiles written: png, jpg or webp (${default})."`
 	GeoJSON    string   `name:"geojson" placeholder:"FILE" help:"Write the outlines of the tissue, for QuPath."`
 	Overview   string   `placeholder:"FILE" help:"Draw tissue and tiles on a picture of the slide (.png or .jpg)."`
+	coordsFlags
 	mppTableFlag
 }
 
@@ -48,6 +49,7 @@ func (tilesCmd) Help() string {
   coverslip tiles section.svs --overview section.png    look at what would be cut
   coverslip tiles section.svs --plan > tiles.csv
   coverslip tiles section.svs --mpp 1 --size 224 --out tiles/
+  coverslip tiles section.svs --coords section_patches.h5 --layout trident
   coverslip tiles section.svs --format jpg --out section.tar --geojson section.geojson`
 }
 
@@ -90,6 +92,9 @@ func (c *tilesCmd) Run(e *env) error {
 		if err := writeFile(c.GeoJSON, outlines.Bytes()); err != nil {
 			return err
 		}
+	}
+	if err := c.writeCoords(slide, plan); err != nil {
+		return err
 	}
 	var quality []tissue.Scores
 	if c.Quality && c.Out == "" {
@@ -137,7 +142,7 @@ func (c *tilesCmd) Run(e *env) error {
 	if len(plan.Tiles) == 0 {
 		summary("no tissue was found; look at --overview FILE, or lower --min-tissue\n")
 	}
-	if c.Out == "" && !c.Plan && c.Overview == "" && c.GeoJSON == "" {
+	if c.Out == "" && !c.Plan && c.Overview == "" && c.GeoJSON == "" && c.Coords == "" {
 		summary("--plan lists them, --out DIR writes them, --overview FILE shows them\n")
 	}
 	return nil

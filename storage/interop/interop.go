@@ -64,6 +64,14 @@ type About struct {
 	Name           string  // of the slide; see Stem
 	Width, Height  int     // of the slide, level-0 pixels; 0 is unknown
 	ObjectivePower float64 // of the slide; 0 is unknown
+	Span           float64 // level-0 pixels that a tile covers; 0: what its size and the resolutions say
+}
+
+func (a About) span() float64 {
+	if a.Span > 0 {
+		return a.Span
+	}
+	return float64(a.TileSize) * a.MPP / a.SlideMPP
 }
 
 // Place is where the tool looks for the bag's file, below the folder it works in.
@@ -98,10 +106,10 @@ const nearlyWhole = 0.01
 // magnifications are those that TRIDENT derives a tile's size from: it reads
 // size · level0 / target level-0 pixels. Level 0 has the magnification people call it by; the target is
 // what makes the tile as large as it was cut. Whole ones are whole numbers, as TRIDENT writes them.
-func magnifications(mpp, slideMPP, power float64) (level0, target any) {
-	nominal := power
+func (a About) magnifications() (level0, target any) {
+	nominal := a.ObjectivePower
 	if nominal <= 0 {
-		nominal = 5 * math.Exp2(math.Round(math.Log2(10/slideMPP/5)))
+		nominal = 5 * math.Exp2(math.Round(math.Log2(10/a.SlideMPP/5)))
 	}
 	number := func(v, tolerance float64) any {
 		if whole := math.Round(v); whole >= 1 && math.Abs(v/whole-1) <= tolerance {
@@ -109,7 +117,7 @@ func magnifications(mpp, slideMPP, power float64) (level0, target any) {
 		}
 		return v
 	}
-	return number(nominal, 0), number(nominal*slideMPP/mpp, nearlyWhole)
+	return number(nominal, 0), number(nominal*float64(a.TileSize)/a.span(), nearlyWhole)
 }
 
 func invalid(op, path string, err error, hint string) error {

@@ -81,9 +81,9 @@ func tridentCut(path string, a About) ([]attribute, error) {
 		return nil, &coverslip.Error{Kind: coverslip.NeedsMPP, Op: "write for TRIDENT", Path: path,
 			Err: errors.New("the bag does not say how large its tiles are on the slide"), Hint: "use --layout clam or --format npz"}
 	}
-	level0, target := magnifications(a.MPP, a.SlideMPP, a.ObjectivePower)
+	level0, target := a.magnifications()
 	cut := []attribute{
-		{"patch_size", int64(a.TileSize)}, {"patch_size_level0", int64(math.Round(float64(a.TileSize) * a.MPP / a.SlideMPP))},
+		{"patch_size", int64(a.TileSize)}, {"patch_size_level0", int64(math.Round(a.span()))},
 		{"level0_magnification", level0}, {"target_magnification", target}, {"overlap", int64(a.Overlap)},
 		{"name", a.Name}, {"savetodir", filepath.Dir(path)},
 	}
@@ -204,7 +204,7 @@ func WriteBagNPZ(w io.Writer, about About, bag Source) error {
 
 // WriteCoords writes a plan as CLAM's or TRIDENT's patches file, for the tool to encode the same tiles.
 func WriteCoords(path string, l Layout, slide coverslip.Slide, plan coverslip.Plan) error {
-	about := About{Name: Stem(slide.Name), Width: slide.Width, Height: slide.Height, ObjectivePower: slide.ObjectivePower}
+	about := About{Name: Stem(slide.Name), Width: slide.Width, Height: slide.Height, ObjectivePower: slide.ObjectivePower, Span: plan.Span}
 	about.SlideMPP, about.MPP, about.TileSize, about.Overlap = plan.SlideMPP.Value, plan.MPP, plan.Size, plan.Overlap
 	attributes, err := tridentCut(path, about)
 	if l == CLAM {
