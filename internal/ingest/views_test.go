@@ -153,4 +153,3 @@ func TestViewsGoOnFromTheirCheckpoint(t *testing.T) {
 		t.Error("the bag is not that of a run without a stop")
 	}
 }
-
