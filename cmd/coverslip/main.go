@@ -49,6 +49,7 @@ type cli struct {
 
 	Tiles  tilesCmd  `cmd:"" group:"Slides" help:"Find tissue and cut a slide into tiles. Needs no database."`
 	Ingest ingestCmd `cmd:"" group:"Slides" help:"Register slides where they lie, encode and embed them."`
+	Encode encodeCmd `cmd:"" group:"Slides" help:"Encode slides that are registered: under a budget, or augmented views."`
 	Slides slidesCmd `cmd:"" group:"Slides" help:"List slides, or show one."`
 	Jobs   jobsCmd   `cmd:"" group:"Slides" help:"List, retry or cancel the work in the queue."`
 
