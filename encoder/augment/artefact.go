@@ -148,7 +148,7 @@ func (f fill) replace(dst []uint8, t Tile, s *Scratch) {
 		case !glass(i):
 		case rng != nil:
 			bits := rng.Uint64()
-			dst[i*3], dst[i*3+1], dst[i*3+2] = uint8(bits), uint8(bits>>8), uint8(bits>>16)
+			dst[i*3], dst[i*3+1], dst[i*3+2] = uint8(bits), uint8(bits>>8), uint8(bits>>16) //nolint:gosec // three of its bytes
 		case f.with == Other && t.Other != nil && f.pale(t.Other[i*3:]):
 			copy(dst[i*3:][:3], t.Other[i*3:])
 		default:
@@ -178,7 +178,7 @@ func meanOf(pixels []uint8, none [3]uint8, belongs func(i int) bool) [3]uint8 {
 		return none
 	}
 	for c := range sum {
-		none[c] = uint8((sum[c] + n/2) / n)
+		none[c] = uint8((sum[c] + n/2) / n) //nolint:gosec // a mean of bytes
 	}
 	return none
 }

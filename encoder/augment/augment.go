@@ -109,6 +109,9 @@ func Parse(text string) (Spec, error) {
 	case node.Content[0].Kind == yaml.ScalarNode:
 		return fail(coverslip.NotFound, fmt.Errorf("there is no preset %.40q", strings.TrimSpace(text)))
 	}
+	if line := null(&node); line > 0 { // which decoding would pass over
+		return fail(coverslip.Invalid, fmt.Errorf("line %d: a value is missing", line))
+	}
 	var doc written
 	var into any = &doc
 	if node.Content[0].Kind == yaml.SequenceNode {
@@ -158,6 +161,19 @@ func decode(into any, text string) error {
 		return errors.New("there is a second document after it")
 	}
 	return nil
+}
+
+// null is the line of the first null, 0 without one.
+func null(n *yaml.Node) int {
+	if n.Tag == "!!null" {
+		return n.Line
+	}
+	for _, c := range n.Content {
+		if line := null(c); line > 0 {
+			return line
+		}
+	}
+	return 0
 }
 
 // transform is a step's parameters as they are specified; draw picks those of one view.
@@ -236,11 +252,9 @@ func (s Spec) complete() Spec {
 	return out
 }
 
-// stream is the source of one draw: PCG seeded with a hash of the parts, so that each view, step and
-// tile has a stream of its own and none depends on how much another took.
-func stream(parts ...uint64) *rand.PCG { return rand.NewPCG(streamSeeds(parts...)) }
-
-// streamSeeds chains the parts through SplitMix64's finaliser (Steele, Lea and Flood, OOPSLA 2014).
+// streamSeeds seeds a PCG with a hash of the parts, so that each view, step and tile has a stream of its
+// own and none depends on how much another took. They are chained through SplitMix64's finaliser
+// (Steele, Lea and Flood, OOPSLA 2014).
 func streamSeeds(parts ...uint64) (uint64, uint64) {
 	mix := func(z uint64) uint64 {
 		z += 0x9e3779b97f4a7c15

@@ -118,7 +118,7 @@ func (t *table) apply(pixels []uint8) {
 
 // gray is the luma of ITU-R BT.601 with torchvision's four digits, rounded down.
 func gray(r, g, b uint8) uint8 {
-	return uint8((2989*uint32(r) + 5870*uint32(g) + 1140*uint32(b)) / 10000)
+	return uint8((2989*uint32(r) + 5870*uint32(g) + 1140*uint32(b)) / 10000) //nolint:gosec // at most 254
 }
 
 func meanGray(pixels []uint8) float32 {
@@ -145,10 +145,10 @@ func saturate(pixels []uint8, f float64) {
 // cut is v rounded down, and 0 or 255 where it is below or above.
 func cut(v float32) uint8 {
 	i := int32(v)
-	if uint32(i) <= 255 {
-		return uint8(i)
+	if i == i&255 {
+		return uint8(i & 255)
 	}
-	return uint8(^i >> 31)
+	return uint8(^i >> 31) //nolint:gosec // 0 where i is negative
 }
 
 // Grayscale gives all three channels the pixel's gray.
@@ -194,7 +194,7 @@ func turnHue(pixels []uint8, f float64) {
 		}
 		// torchvision's way from 0–1 back to bytes: times just under 256, rounded down.
 		mid := uint8((float32(lo) + part*float32(hi-lo)) * (255.999 / 255))
-		v := [3]uint8{uint8(hi), mid, uint8(lo)}
+		v := [3]uint8{uint8(hi), mid, uint8(lo)} //nolint:gosec // bytes
 		o := &places[sector%6]
 		p[0], p[1], p[2] = v[o[0]], v[o[1]], v[o[2]]
 	}

@@ -140,9 +140,9 @@ func pack(dst []uint64, src []uint8) {
 
 func unpack(dst []uint8, sum uint64) {
 	_ = dst[2]
-	dst[0] = uint8(sum >> secondDrop)
-	dst[1] = uint8(sum >> (secondDrop + lane))
-	dst[2] = uint8(sum >> (secondDrop + 2*lane))
+	dst[0] = uint8(sum >> secondDrop & 0xff)
+	dst[1] = uint8(sum >> (secondDrop + lane) & 0xff)
+	dst[2] = uint8(sum >> (secondDrop + 2*lane) & 0xff)
 }
 
 func combine2(dst []uint8, a, b []uint64, wa, wb uint64) {

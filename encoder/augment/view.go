@@ -66,18 +66,19 @@ func (s Spec) Measure(pixels []uint8) (Slide, error) {
 func (s Spec) Draw(seed uint64, view int) View {
 	v := View{crop: whole}
 	for i, step := range s {
-		rng := rand.New(stream(seed, uint64(view), uint64(i)))
+		key := [3]uint64{seed, uint64(view), uint64(i)} //nolint:gosec // numbers that only have to differ
+		rng := rand.New(rand.NewPCG(streamSeeds(key[:]...)))
 		if rng.Float64() >= step.P {
 			continue
 		}
 		switch a := step.transform().draw(rng).(type) {
 		case fill:
-			a.key = [3]uint64{seed, uint64(view), uint64(i)}
+			a.key = key
 			v.background = &a
 		case box:
 			v.crop = a
 		default:
-			v.rest = append(v.rest, keyed{a, [3]uint64{seed, uint64(view), uint64(i)}})
+			v.rest = append(v.rest, keyed{a, key})
 		}
 	}
 	return v
