@@ -242,7 +242,7 @@ func (p *process) ended(op string) error {
 		if why = *reason; why == tooSlow {
 			e.Hint = "the file is damaged, or made to do harm, or its disk does not answer"
 		}
-	case (state.UserTime() + state.SystemTime()).Seconds() >= float64(p.limits.cpu):
+	case (state.UserTime() + state.SystemTime()).Seconds() >= 0.9*float64(p.limits.cpu): // the kernel counts in two ways
 		why = fmt.Sprintf("it took %d s of the processor", p.limits.cpu)
 	case why == "" && status.Signaled() && status.Signal() == syscall.SIGKILL:
 		// Nothing in a file does that: the machine ran out of memory, or somebody did it.
