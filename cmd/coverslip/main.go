@@ -58,6 +58,8 @@ type cli struct {
 	Search searchCmd `cmd:"" group:"Embeddings" help:"Find the slides most similar to one."`
 	Export exportCmd `cmd:"" group:"Embeddings" help:"Write embeddings to a file for numpy or a spreadsheet."`
 
+	Splits splitsCmd `cmd:"" group:"Evaluation" help:"Divide slides into folds without leaking patients, or audit a split file."`
+
 	Bench  benchCmd  `cmd:"" group:"This machine" help:"Measure Coverslip on this machine beside its peers."`
 	Doctor doctorCmd `cmd:"" group:"This machine" help:"Check libraries, database and store; say what is missing and how to get it."`
 }
