@@ -148,6 +148,13 @@ func (q queries) SetLocation(ctx context.Context, id coverslip.SlideID, location
 		`update slides set location = $2, changed = now() where id = $1`, id, location)
 }
 
+// Describe writes what a slide's file says of itself, and where it lies, over what was known before.
+func (q queries) Describe(ctx context.Context, s coverslip.Slide) error {
+	return q.updateSlide(ctx, s.ID, "describe the slide", `update slides set name = $2, location = $3, bytes = $4, format = $5, width = $6, height = $7,
+		levels = $8, mpp = $9, mpp_source = $10, mpp_doubt = $11, objective_power = $12, changed = now() where id = $1`,
+		s.ID, s.Name, s.Location, s.Bytes, s.Format, s.Width, s.Height, s.Levels, s.MPP.Value, s.MPP.Source, s.MPP.Doubt, s.ObjectivePower)
+}
+
 func (q queries) updateSlide(ctx context.Context, id coverslip.SlideID, op, sql string, args ...any) error {
 	tag, err := q.q.Exec(ctx, sql, args...)
 	if err == nil && tag.RowsAffected() == 0 {
@@ -184,6 +191,23 @@ func (q queries) AddToCohort(ctx context.Context, cohort string, members ...Memb
 			site    = coalesce(nullif(excluded.site, ''), old.site),
 			labels  = old.labels || excluded.labels`, cohort, ids, patients, sites, labels)
 	return coverslip.At("cohort "+cohort, pgerr.Wrap(op, err))
+}
+
+// Members returns the places of a cohort's slides, by slide; none where there is no such cohort.
+func (q queries) Members(ctx context.Context, cohort string) (map[coverslip.SlideID]Member, error) {
+	const op = "read the cohort"
+	rows, err := q.q.Query(ctx, `select slide, patient, site, labels from cohort_slides where cohort = $1`, cohort)
+	if err != nil {
+		return nil, coverslip.At("cohort "+cohort, pgerr.Wrap(op, err))
+	}
+	members := map[coverslip.SlideID]Member{}
+	var m Member
+	_, err = pgx.ForEachRow(rows, []any{&m.Slide, &m.Patient, &m.Site, &m.Labels}, func() error {
+		members[m.Slide] = m
+		m.Labels = nil // the next row's are its own
+		return nil
+	})
+	return members, coverslip.At("cohort "+cohort, pgerr.Wrap(op, err))
 }
 
 const slideColumns = `id, name, location, bytes, format, width, height, levels, mpp, mpp_source, mpp_doubt,

@@ -50,13 +50,14 @@ type cli struct {
 	Tiles  tilesCmd  `cmd:"" group:"Slides" help:"Find tissue and cut a slide into tiles. Needs no database."`
 	Ingest ingestCmd `cmd:"" group:"Slides" help:"Register slides where they lie, encode and embed them."`
 	Encode encodeCmd `cmd:"" group:"Slides" help:"Encode slides that are registered: under a budget, or augmented views."`
+	Import importCmd `cmd:"" group:"Slides" help:"Bring in features that other tools computed."`
 	Slides slidesCmd `cmd:"" group:"Slides" help:"List slides, or show one."`
 	Jobs   jobsCmd   `cmd:"" group:"Slides" help:"List, retry or cancel the work in the queue."`
 
 	Models modelsCmd `cmd:"" group:"Slides" help:"Add, list, show or verify encoders."`
 
 	Search searchCmd `cmd:"" group:"Embeddings" help:"Find the slides most similar to one."`
-	Export exportCmd `cmd:"" group:"Embeddings" help:"Write embeddings to a file for numpy or a spreadsheet."`
+	Export exportCmd `cmd:"" group:"Embeddings" help:"Write embeddings or bags to files of other tools: numpy, parquet, CSV, TRIDENT, CLAM, STAMP."`
 
 	Splits splitsCmd `cmd:"" group:"Evaluation" help:"Divide slides into folds without leaking patients, or audit a split file."`
 

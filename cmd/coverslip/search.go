@@ -34,7 +34,20 @@ func (c *searchCmd) Run(e *env) error {
 	if c.K < 1 {
 		return &usageError{"-k must be at least 1"}
 	}
-	return c.with(e, c.encoderFlags, func(p *platform, in *ingest.Ingest) error { return c.search(e, p, in) })
+	find := (*platform).registrar
+	if c.Slide != "" { // nothing is encoded
+		find = (*platform).finder
+	}
+	p, err := c.connect(e)
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	in, err := find(p, e, c.encoderFlags)
+	if err != nil {
+		return err
+	}
+	return c.search(e, p, in)
 }
 
 func (c *searchCmd) search(e *env, p *platform, in *ingest.Ingest) error {

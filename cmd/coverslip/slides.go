@@ -64,7 +64,7 @@ func (c *slidesCmd) Run(e *env) error {
 }
 
 func (c *slidesCmd) show(e *env, p *platform) error {
-	in, err := p.registrar(e, c.encoderFlags)
+	in, err := p.finder(e, c.encoderFlags)
 	if err != nil {
 		return err
 	}

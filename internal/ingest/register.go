@@ -202,7 +202,11 @@ func (in *Ingest) register(ctx context.Context, slide coverslip.Slide, mppOfSlid
 		if out.Slide, out.Created, err = tx.Register(ctx, slide); err != nil {
 			return err
 		}
-		if old := out.Slide.Location; old != slide.Location && !lies(old) {
+		if old := out.Slide.Location; strings.HasPrefix(old, importedMark) {
+			if err := tx.Describe(ctx, slide); err != nil {
+				return err
+			}
+		} else if old != slide.Location && !lies(old) {
 			if err := tx.SetLocation(ctx, slide.ID, slide.Location); err != nil {
 				return err
 			}

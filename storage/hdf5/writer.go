@@ -87,7 +87,7 @@ type Rows[T float32 | int32 | int64] struct {
 	written int
 }
 
-// chunkBytes is how much of a dataset that can grow is stored together.
+// chunkBytes is how much of a dataset that can grow is stored together, at most, in pieces of like size.
 const chunkBytes = 256 << 10
 
 // Create begins a dataset of one or two dimensions. One that can grow along the first is what tools
@@ -127,7 +127,8 @@ func createDataset(file *h5.File, name string, element *h5.Datatype, size int, g
 	most, chunk := append([]uint(nil), dims...), append([]uint(nil), dims...)
 	most[0] = ^uint(0) // H5S_UNLIMITED
 	row := size * width(shape)
-	chunk[0] = uint(max(1, min(chunkBytes/row, shape[0])))
+	pieces := 1 + row*shape[0]/chunkBytes
+	chunk[0] = uint(max(1, (shape[0]+pieces-1)/pieces))
 	space, err := h5.CreateSimpleDataspace(dims, most)
 	if err != nil {
 		return nil, err
