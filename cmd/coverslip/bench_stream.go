@@ -29,7 +29,7 @@ import (
 )
 
 type benchStreamCmd struct {
-	Slide string `arg:"" optional:"" help:"A TIFF or SVS slide on this machine; without one, the one in testdata laid 8 × 8 beside itself, as a pyramid of 256-pixel JPEG tiles."`
+	Slide string `arg:"" optional:"" help:"A TIFF or SVS slide on this machine; without one, the one in testdata laid 12 × 12 beside itself, as a pyramid of 256-pixel JPEG tiles."`
 	Runs  int    `default:"5" help:"Runs of each; medians are compared (${default})."`
 	Delay int    `default:"20" help:"Milliseconds added to every request (${default})."`
 	Weigh int    `hidden:"" help:"Tile the slide so many times in a row and print the memory of this process after each."`
@@ -55,12 +55,12 @@ func (c *benchStreamCmd) Run(e *env) error {
 	}
 	name := filepath.Base(c.Slide)
 	if c.Slide == "" {
-		large, err := replicated(e, "testdata/CMU-1-Small-Region.svs", 8)
+		large, err := replicated(e, "testdata/CMU-1-Small-Region.svs", 12)
 		if err != nil {
 			return err
 		}
 		defer os.Remove(large) //nolint:errcheck // a temporary file
-		name, c.Slide = "CMU-1-Small-Region 8 × 8", large
+		name, c.Slide = "CMU-1-Small-Region 12 × 12", large
 	}
 	far, err := c.serve(e)
 	if err != nil {

@@ -11,10 +11,11 @@ import (
 )
 
 const (
-	maxGap   = 64 << 10 // bytes nobody wants that are read rather than asked around
+	maxGap   = 64 << 10 // bytes nobody wants that are read rather than asked around,
+	waste    = 10       // as long as they are at most one in so many of those wanted
 	maxBlock = 1 << 20  // bytes of one request
-	flights  = 8        // requests made ahead at once
-	maxAhead = 16 << 20 // bytes on their way or there and not read: twice what is on its way
+	flights  = 16       // requests made ahead at once
+	maxAhead = 16 << 20 // bytes on their way or there and not read
 	maxSpent = 8 << 20  // bytes that were read and stay, for tiles that several regions share
 	together = 4 << 20  // bytes within which small groups are merged
 	maxKnown = 4 << 20  // bytes that Expect named and that stay
@@ -24,7 +25,7 @@ const (
 type Range struct{ Off, N int64 }
 
 // Ahead is a tiff.RangeReader that fetches ranges before they are read: those that Announce names,
-// merged into requests of up to 1 MiB, eight at a time, at most 16 MiB ahead of the readers. The last
+// merged into requests of up to 1 MiB, 16 at a time, at most 16 MiB ahead of the readers. The last
 // 8 MiB that were read stay, too, and the last 4 MiB of what Expect names. Any other range is asked for
 // when it is read. It owns the requests it makes ahead until Close.
 type Ahead struct {
@@ -178,9 +179,10 @@ func (a *Ahead) merge(group []Range) []*block {
 		order[i] = i
 	}
 	slices.SortFunc(order, func(i, j int) int { return cmp.Compare(group[i].Off, group[j].Off) })
+	bridge := bridged(group, order)
 	var out []*block
 	var last *block
-	for _, i := range order {
+	for k, i := range order {
 		r := group[i]
 		if slices.ContainsFunc(a.expected, func(b *block) bool { return b.covers(r.Off, r.N) }) {
 			continue
@@ -189,7 +191,7 @@ func (a *Ahead) merge(group []Range) []*block {
 			b.users, b.first = b.users+1, min(b.first, i)
 			continue
 		}
-		if last == nil || r.Off-last.Off-last.N > maxGap || r.Off+r.N-last.Off > maxBlock {
+		if last == nil || !bridge[k] || r.Off-last.Off-last.N > maxGap || r.Off+r.N-last.Off > maxBlock {
 			last = &block{Range: r, first: i, done: make(chan struct{})}
 			out = append(out, last)
 		}
@@ -199,6 +201,32 @@ func (a *Ahead) merge(group []Range) []*block {
 	}
 	slices.SortFunc(out, func(b, c *block) int { return cmp.Compare(b.first, c.first) })
 	return out
+}
+
+// bridged says before which ranges, by their places in order, which sorts them, the gap is small enough
+// to be read: at most maxGap, and the smallest ones first while they stay few beside what is wanted.
+func bridged(group []Range, order []int) []bool {
+	gaps := make([]int64, len(order))
+	var small []int
+	var end, wanted int64
+	for k, i := range order {
+		r := group[i]
+		if gaps[k] = r.Off - end; gaps[k] <= maxGap {
+			small = append(small, k)
+		}
+		wanted += max(0, r.Off+r.N-max(end, r.Off))
+		end = max(end, r.Off+r.N)
+	}
+	slices.SortStableFunc(small, func(j, k int) int { return cmp.Compare(gaps[j], gaps[k]) })
+	bridge := make([]bool, len(order))
+	left := max(maxGap, wanted/waste)
+	for _, k := range small {
+		if left -= max(gaps[k], 0); left < 0 {
+			break
+		}
+		bridge[k] = true
+	}
+	return bridge
 }
 
 // ReadRange fills dst with the bytes that start at off; see tiff.RangeReader.

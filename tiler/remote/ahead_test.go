@@ -216,3 +216,74 @@ func TestReadAtReadsPages(t *testing.T) {
 		t.Errorf("%d requests for four pages", f.requests.Load())
 	}
 }
+
+func TestWhatIsExpectedIsFetchedOnceAndServesItsParts(t *testing.T) {
+	f := &file{size: 1 << 30}
+	a := newAhead(t, f)
+	a.Expect(1_000_000, 100_000)
+	a.Expect(1_000_100, 50) // is on its way
+	a.mustRead(t, Range{1_000_000, 10})
+	a.mustRead(t, Range{1_099_000, 1000})
+	a.Announce([][]Range{{{1_050_000, 1000}}})
+	a.mustRead(t, Range{1_050_000, 1000})
+	if n := f.requests.Load(); n != 1 {
+		t.Errorf("%d requests", n)
+	}
+	a.mustRead(t, Range{1_099_000, 1001})
+	if n := f.requests.Load(); n != 2 {
+		t.Errorf("%d requests: what reaches beyond is read by itself", n)
+	}
+}
+
+func TestWhatIsExpectedIsBounded(t *testing.T) {
+	f := &file{size: 1 << 40}
+	a := newAhead(t, f)
+	for i := range int64(100) {
+		a.Expect(i<<20, 1<<20)
+		a.mustRead(t, Range{i << 20, 1 << 10})
+		a.mu.Lock()
+		var held int64
+		for _, b := range a.expected {
+			held += b.N
+		}
+		if held > maxKnown {
+			t.Errorf("%d bytes held", held)
+		}
+		a.mu.Unlock()
+	}
+	a.Expect(0, 1<<30)
+	if n := f.requests.Load(); n != 100 {
+		t.Errorf("%d requests: too much at once is none", n)
+	}
+}
+
+func TestWhatIsExpectedAndFailsIsReadAgain(t *testing.T) {
+	f := &file{size: 1 << 20}
+	f.fail.Store(true)
+	a := newAhead(t, f)
+	a.Expect(0, 1000)
+	if err := a.ReadRange(t.Context(), make([]byte, 10), 0); coverslip.KindOf(err) != coverslip.Unavailable {
+		t.Errorf("got %v", err)
+	}
+	f.fail.Store(false)
+	a.mustRead(t, Range{0, 10})
+}
+
+func TestFewBytesAreReadThatNobodyWants(t *testing.T) {
+	f := &file{size: 1 << 40}
+	a := newAhead(t, f)
+	const k = 1 << 10
+	var group []Range
+	var wanted int64
+	for i := range int64(400) {
+		group = append(group, Range{i * 100 * k, 60 * k}) // gaps of 40 KiB: all of them would be two thirds more
+		wanted += 60 * k
+	}
+	a.Announce([][]Range{group})
+	for _, r := range group {
+		a.mustRead(t, r)
+	}
+	if read := f.bytes.Load(); read > wanted+wanted/waste+maxGap {
+		t.Errorf("%d bytes read for %d", read, wanted)
+	}
+}

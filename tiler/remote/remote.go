@@ -22,7 +22,7 @@ import (
 )
 
 const (
-	maxFlights = 16               // requests of an object at once
+	maxFlights = 32               // requests of an object at once
 	headSize   = 64 << 10         // bytes that opening reads and keeps: a header, often the whole index
 	tries      = 5                // of a request, before it counts as failed
 	firstPause = time.Second / 5  // before the second try; doubled before each one after it
@@ -57,7 +57,7 @@ func Shown(address string) string {
 }
 
 // Object is one version of a remote file. It implements tiff.RangeReader: it may be read from many
-// goroutines, which share 16 requests. A request that fails for a passing reason, or of which 64 KiB
+// goroutines, which share 32 requests. A request that fails for a passing reason, or of which 64 KiB
 // take longer than ten seconds, is made again for what is missing: five tries over some seconds. An
 // object that is no longer what was opened fails with kind Conflict.
 type Object struct {
