@@ -120,5 +120,4 @@ int cs_save_tiff(const void *rgb, int width, int height, double pixels_per_mm, c
 	return failed;
 }
 
-
 void cs_limit_arenas(int n) { mallopt(M_ARENA_MAX, n); }
