@@ -2,6 +2,7 @@ package interop_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -150,31 +151,36 @@ f.attrs["stamp_version"] = "2.3.0"; f.attrs["extractor"] = "uni2"; f.attrs["unit
 		return fmt.Sprintf("v = %s\nt = dict(f[%q].attrs); del f[%q]; f[%q] = v; f[%q].attrs.update(t)\n", expression, name, name, name, name)
 	}
 	cut := bagfile.Metadata{MPP: 0.5, TileSize: 256, Overlap: 32, SlideMPP: 0.25, Encoder: "conch_v15"}
-	for name, c := range map[string]struct {
-		layout interop.Layout
-		script string
-		said   interop.Said
-		want   bagfile.Metadata
+	read := map[string]struct {
+		madeBy
+		said interop.Said
+		want bagfile.Metadata
 	}{
-		"TRIDENT":          {interop.TRIDENT, whole, interop.Said{}, cut},
-		"TRIDENTFloat16":   {interop.TRIDENT, whole + change("features", `f["features"][:].astype(np.float16)`), interop.Said{}, cut},
-		"TRIDENTFloat64":   {interop.TRIDENT, whole + change("features", `f["features"][:].astype(np.float64)`), interop.Said{}, cut},
-		"TRIDENTBigEndian": {interop.TRIDENT, whole + change("features", `f["features"][:].astype(">f4")`) + change("coords", `f["coords"][:].astype(">i4")`), interop.Said{}, cut},
-		"TRIDENTGzip": {interop.TRIDENT, whole + `v = f["features"][:]; del f["features"]
+		"TRIDENT":          {madeBy{interop.TRIDENT, whole}, interop.Said{}, cut},
+		"TRIDENTFloat16":   {madeBy{interop.TRIDENT, whole + change("features", `f["features"][:].astype(np.float16)`)}, interop.Said{}, cut},
+		"TRIDENTFloat64":   {madeBy{interop.TRIDENT, whole + change("features", `f["features"][:].astype(np.float64)`)}, interop.Said{}, cut},
+		"TRIDENTBigEndian": {madeBy{interop.TRIDENT, whole + change("features", `f["features"][:].astype(">f4")`) + change("coords", `f["coords"][:].astype(">i4")`)}, interop.Said{}, cut},
+		"TRIDENTGzip": {madeBy{interop.TRIDENT, whole + `v = f["features"][:]; del f["features"]
 f.create_dataset("features", data=v, chunks=(7, 2), compression="gzip", shuffle=True).attrs["encoder"] = np.bytes_("conch_v15")
-`, interop.Said{}, cut},
-		"TRIDENTNamedByTheUser": {interop.TRIDENT, whole, interop.Said{Encoder: "mine", MPP: 0.5, TileSize: 256, SlideMPP: 0.2525},
+`}, interop.Said{}, cut},
+		"TRIDENTNamedByTheUser": {madeBy{interop.TRIDENT, whole}, interop.Said{Encoder: "mine", MPP: 0.5, TileSize: 256, SlideMPP: 0.2525},
 			bagfile.Metadata{MPP: 0.5, TileSize: 256, Overlap: 32, SlideMPP: 0.25, Encoder: "mine"}},
-		"TRIDENTWithoutAttributes": {interop.TRIDENT, whole + `del a["patch_size"], a["target_magnification"], a["overlap"]` + "\n", interop.Said{MPP: 1, TileSize: 224, Overlap: 8},
+		"TRIDENTWithoutAttributes": {madeBy{interop.TRIDENT, whole + `del a["patch_size"], a["target_magnification"], a["overlap"]` + "\n"}, interop.Said{MPP: 1, TileSize: 224, Overlap: 8},
 			bagfile.Metadata{MPP: 1, TileSize: 224, Overlap: 8, Encoder: "conch_v15"}},
-		"CLAM":  {interop.CLAM, whole + change("coords", `f["coords"][:].astype(np.int32)`), interop.Said{Encoder: "resnet50", MPP: 0.5, TileSize: 256}, bagfile.Metadata{MPP: 0.5, TileSize: 256, Encoder: "resnet50"}},
-		"STAMP": {interop.STAMP, stamp, interop.Said{SlideMPP: 0.2525}, bagfile.Metadata{MPP: 256. / 224, TileSize: 224, SlideMPP: 0.2525, Encoder: "uni2"}},
-		"NPZ":   {interop.NPZ, `np.savez(path, features=(np.arange(120).reshape(40, 3) / 8).astype(np.float16), coords=np.stack([np.arange(40) * 512, np.arange(40) * 256], 1).astype(">i4"))`, interop.Said{Encoder: "e", MPP: 0.5, TileSize: 256}, bagfile.Metadata{MPP: 0.5, TileSize: 256, Encoder: "e"}},
-		"NPZCompressed": {interop.NPZ, `np.savez_compressed(path, features=np.arange(120).reshape(40, 3) / 8, coords=np.stack([np.arange(40) * 512, np.arange(40) * 256], 1).astype(np.uint32))`, interop.Said{Encoder: "e", MPP: 0.5, TileSize: 256},
+		"CLAM":  {madeBy{interop.CLAM, whole + change("coords", `f["coords"][:].astype(np.int32)`)}, interop.Said{Encoder: "resnet50", MPP: 0.5, TileSize: 256}, bagfile.Metadata{MPP: 0.5, TileSize: 256, Encoder: "resnet50"}},
+		"STAMP": {madeBy{interop.STAMP, stamp}, interop.Said{SlideMPP: 0.2525}, bagfile.Metadata{MPP: 256. / 224, TileSize: 224, SlideMPP: 0.2525, Encoder: "uni2"}},
+		"NPZ":   {madeBy{interop.NPZ, `np.savez(path, features=(np.arange(120).reshape(40, 3) / 8).astype(np.float16), coords=np.stack([np.arange(40) * 512, np.arange(40) * 256], 1).astype(">i4"))`}, interop.Said{Encoder: "e", MPP: 0.5, TileSize: 256}, bagfile.Metadata{MPP: 0.5, TileSize: 256, Encoder: "e"}},
+		"NPZCompressed": {madeBy{interop.NPZ, `np.savez_compressed(path, features=np.arange(120).reshape(40, 3) / 8, coords=np.stack([np.arange(40) * 512, np.arange(40) * 256], 1).astype(np.uint32))`}, interop.Said{Encoder: "e", MPP: 0.5, TileSize: 256},
 			bagfile.Metadata{MPP: 0.5, TileSize: 256, Encoder: "e"}},
-	} {
+	}
+	scripts := map[string]madeBy{}
+	for name, c := range read {
+		scripts[name] = c.madeBy
+	}
+	paths := allMade(t, scripts)
+	for name, c := range read {
 		t.Run(name, func(t *testing.T) {
-			b := open(t, made(t, c.layout, c.script), c.layout)
+			b := open(t, paths[name], c.layout)
 			if err := b.Complete(c.said); err != nil {
 				t.Fatal(err)
 			}
@@ -204,46 +210,51 @@ a["patch_size"] = 256; a["patch_size_level0"] = 512; a["target_magnification"] =
 		})
 	}
 
-	for name, c := range map[string]struct {
-		layout interop.Layout
-		script string
-		said   interop.Said
-		kind   coverslip.Kind
-		says   string
+	refused := map[string]struct {
+		madeBy
+		said interop.Said
+		kind coverslip.Kind
+		says string
 	}{
-		"NoTileSize":        {interop.TRIDENT, whole + `del a["patch_size"]`, interop.Said{}, coverslip.NotFound, `dataset coords: it has no attribute "patch_size" (write the file again with it, or say how tiles were cut: --mpp X --size N`},
-		"NoOverlap":         {interop.TRIDENT, whole + `del a["overlap"]`, interop.Said{}, coverslip.NotFound, `"overlap"`},
-		"NoEncoder":         {interop.TRIDENT, whole + `del f["features"].attrs["encoder"]`, interop.Said{}, coverslip.Invalid, "--encoder NAME"},
-		"TextForANumber":    {interop.TRIDENT, whole + `a["patch_size"] = "256"`, interop.Said{}, coverslip.Invalid, `"patch_size" is no number`},
-		"ZeroTileSize":      {interop.TRIDENT, whole + `a["patch_size"] = 0`, interop.Said{}, coverslip.Invalid, "tiles of 0 pixels"},
-		"NaNMagnification":  {interop.TRIDENT, whole + `a["target_magnification"] = np.nan`, interop.Said{}, coverslip.Invalid, "NaN"},
-		"UserSaysOtherwise": {interop.TRIDENT, whole, interop.Said{MPP: 0.25}, coverslip.Invalid, "0.5 where --mpp says 0.25"},
-		"NaN":               {interop.TRIDENT, whole + `f["features"][17, 1] = np.nan`, interop.Said{}, coverslip.Invalid, "feature 1 of row 17 is NaN"},
-		"InfiniteFloat64":   {interop.TRIDENT, whole + change("features", `np.full((40, 3), 1e300)`), interop.Said{}, coverslip.Invalid, "feature 0 of row 0 is +Inf"},
-		"MoreCorners":       {interop.TRIDENT, whole + change("features", `f["features"][:39]`), interop.Said{}, coverslip.Invalid, "features has shape [39 3] and coords [40 2]"},
-		"FewerCorners":      {interop.TRIDENT, whole + change("coords", `f["coords"][:39]`), interop.Said{}, coverslip.Invalid, "[39 2]"},
-		"ThreeCorners":      {interop.TRIDENT, whole + change("coords", `np.zeros((40, 5), np.int64)`), interop.Said{}, coverslip.Invalid, "[40 5]"},
-		"HalfCorners":       {interop.TRIDENT, whole + change("coords", `f["coords"][:] + 0.5`), interop.Said{}, coverslip.Invalid, "float64"},
-		"OutsideTheSlide":   {interop.TRIDENT, whole + `f["coords"][3] = (40000, 0)`, interop.Said{}, coverslip.Invalid, "row 3 is at 40000,0, outside"},
-		"IntegerFeatures":   {interop.TRIDENT, whole + change("features", `np.zeros((40, 3), np.int8)`), interop.Said{}, coverslip.Invalid, "integers"},
-		"AnEmbedding":       {interop.TRIDENT, whole + change("features", `f["features"][0]`), interop.Said{}, coverslip.Invalid, "the embedding of a slide"},
-		"NoFeatures":        {interop.TRIDENT, `f["feats"] = np.zeros((1, 2))`, interop.Said{}, coverslip.NotFound, `no dataset "features"`},
-		"NoCoords":          {interop.TRIDENT, `f["features"] = np.zeros((1, 2))`, interop.Said{}, coverslip.NotFound, `no dataset "coords"`},
-		"CLAMSaysNothing":   {interop.CLAM, whole, interop.Said{Encoder: "e"}, coverslip.NotFound, "--mpp X --size N"},
-		"STAMPWithoutMPP":   {interop.STAMP, stamp, interop.Said{}, coverslip.NeedsMPP, "--mpp-of-slide"},
-		"STAMPInPixels":     {interop.STAMP, stamp + `f.attrs["unit"] = "px"`, interop.Said{SlideMPP: 1}, coverslip.Invalid, `"unit" is "px"`},
-		"STAMPWithoutSize":  {interop.STAMP, stamp + `del f.attrs["tile_size_um"]`, interop.Said{SlideMPP: 1}, coverslip.NotFound, `"tile_size_um"`},
-		"STAMPOfASlide":     {interop.STAMP, stamp + `f.attrs["feat_type"] = "slide"`, interop.Said{SlideMPP: 1}, coverslip.Invalid, "features of a slide"},
-		"STAMPCornerNaN":    {interop.STAMP, stamp + `f["coords"][2, 0] = np.nan`, interop.Said{SlideMPP: 1}, coverslip.Invalid, "row 2 is NaN"},
-		"NPZPickle":         {interop.NPZ, `np.savez(path, features=np.array([{}], dtype=object), coords=np.zeros((1, 2), np.int64))`, interop.Said{}, coverslip.Invalid, "array features"},
-		"NPZFortran":        {interop.NPZ, `np.savez(path, features=np.asfortranarray(np.zeros((4, 2))), coords=np.zeros((4, 2), np.int64))`, interop.Said{}, coverslip.Invalid, "C order"},
-		"NPZOtherNames":     {interop.NPZ, `np.savez(path, x=np.zeros(2))`, interop.Said{}, coverslip.NotFound, "no arrays features and coords"},
-		"NPZBomb": {interop.NPZ, `import zipfile, io
+		"NoTileSize":        {madeBy{interop.TRIDENT, whole + `del a["patch_size"]`}, interop.Said{}, coverslip.NotFound, `dataset coords: it has no attribute "patch_size" (write the file again with it, or say how tiles were cut: --mpp X --size N`},
+		"NoOverlap":         {madeBy{interop.TRIDENT, whole + `del a["overlap"]`}, interop.Said{}, coverslip.NotFound, `"overlap"`},
+		"NoEncoder":         {madeBy{interop.TRIDENT, whole + `del f["features"].attrs["encoder"]`}, interop.Said{}, coverslip.Invalid, "--encoder NAME"},
+		"TextForANumber":    {madeBy{interop.TRIDENT, whole + `a["patch_size"] = "256"`}, interop.Said{}, coverslip.Invalid, `"patch_size" is no number`},
+		"ZeroTileSize":      {madeBy{interop.TRIDENT, whole + `a["patch_size"] = 0`}, interop.Said{}, coverslip.Invalid, "tiles of 0 pixels"},
+		"NaNMagnification":  {madeBy{interop.TRIDENT, whole + `a["target_magnification"] = np.nan`}, interop.Said{}, coverslip.Invalid, "NaN"},
+		"UserSaysOtherwise": {madeBy{interop.TRIDENT, whole}, interop.Said{MPP: 0.25}, coverslip.Invalid, "0.5 where --mpp says 0.25"},
+		"NaN":               {madeBy{interop.TRIDENT, whole + `f["features"][17, 1] = np.nan`}, interop.Said{}, coverslip.Invalid, "feature 1 of row 17 is NaN"},
+		"InfiniteFloat64":   {madeBy{interop.TRIDENT, whole + change("features", `np.full((40, 3), 1e300)`)}, interop.Said{}, coverslip.Invalid, "feature 0 of row 0 is +Inf"},
+		"MoreCorners":       {madeBy{interop.TRIDENT, whole + change("features", `f["features"][:39]`)}, interop.Said{}, coverslip.Invalid, "features has shape [39 3] and coords [40 2]"},
+		"FewerCorners":      {madeBy{interop.TRIDENT, whole + change("coords", `f["coords"][:39]`)}, interop.Said{}, coverslip.Invalid, "[39 2]"},
+		"ThreeCorners":      {madeBy{interop.TRIDENT, whole + change("coords", `np.zeros((40, 5), np.int64)`)}, interop.Said{}, coverslip.Invalid, "[40 5]"},
+		"HalfCorners":       {madeBy{interop.TRIDENT, whole + change("coords", `f["coords"][:] + 0.5`)}, interop.Said{}, coverslip.Invalid, "float64"},
+		"OutsideTheSlide":   {madeBy{interop.TRIDENT, whole + `f["coords"][3] = (40000, 0)`}, interop.Said{}, coverslip.Invalid, "row 3 is at 40000,0, outside"},
+		"IntegerFeatures":   {madeBy{interop.TRIDENT, whole + change("features", `np.zeros((40, 3), np.int8)`)}, interop.Said{}, coverslip.Invalid, "integers"},
+		"AnEmbedding":       {madeBy{interop.TRIDENT, whole + change("features", `f["features"][0]`)}, interop.Said{}, coverslip.Invalid, "the embedding of a slide"},
+		"NoFeatures":        {madeBy{interop.TRIDENT, `f["feats"] = np.zeros((1, 2))`}, interop.Said{}, coverslip.NotFound, `no dataset "features"`},
+		"NoCoords":          {madeBy{interop.TRIDENT, `f["features"] = np.zeros((1, 2))`}, interop.Said{}, coverslip.NotFound, `no dataset "coords"`},
+		"CLAMSaysNothing":   {madeBy{interop.CLAM, whole}, interop.Said{Encoder: "e"}, coverslip.NotFound, "--mpp X --size N"},
+		"STAMPWithoutMPP":   {madeBy{interop.STAMP, stamp}, interop.Said{}, coverslip.NeedsMPP, "--mpp-of-slide"},
+		"STAMPInPixels":     {madeBy{interop.STAMP, stamp + `f.attrs["unit"] = "px"`}, interop.Said{SlideMPP: 1}, coverslip.Invalid, `"unit" is "px"`},
+		"STAMPWithoutSize":  {madeBy{interop.STAMP, stamp + `del f.attrs["tile_size_um"]`}, interop.Said{SlideMPP: 1}, coverslip.NotFound, `"tile_size_um"`},
+		"STAMPOfASlide":     {madeBy{interop.STAMP, stamp + `f.attrs["feat_type"] = "slide"`}, interop.Said{SlideMPP: 1}, coverslip.Invalid, "features of a slide"},
+		"STAMPCornerNaN":    {madeBy{interop.STAMP, stamp + `f["coords"][2, 0] = np.nan`}, interop.Said{SlideMPP: 1}, coverslip.Invalid, "row 2 is NaN"},
+		"NPZPickle":         {madeBy{interop.NPZ, `np.savez(path, features=np.array([{}], dtype=object), coords=np.zeros((1, 2), np.int64))`}, interop.Said{}, coverslip.Invalid, "array features"},
+		"NPZFortran":        {madeBy{interop.NPZ, `np.savez(path, features=np.asfortranarray(np.zeros((4, 2))), coords=np.zeros((4, 2), np.int64))`}, interop.Said{}, coverslip.Invalid, "C order"},
+		"NPZOtherNames":     {madeBy{interop.NPZ, `np.savez(path, x=np.zeros(2))`}, interop.Said{}, coverslip.NotFound, "no arrays features and coords"},
+		"NPZBomb": {madeBy{interop.NPZ, `import zipfile, io
 b = io.BytesIO(); np.save(b, np.zeros((1, 2), np.float32)); head = b.getvalue()[:128].replace(b"(1, 2), }  ", b"(4000, 2), }")[:128]
-z = zipfile.ZipFile(path, "w"); z.writestr("features.npy", head); z.writestr("coords.npy", head); z.close()`, interop.Said{}, coverslip.Invalid, "bytes for shape"},
-	} {
+z = zipfile.ZipFile(path, "w"); z.writestr("features.npy", head); z.writestr("coords.npy", head); z.close()`}, interop.Said{}, coverslip.Invalid, "bytes for shape"},
+	}
+	clear(scripts)
+	for name, c := range refused {
+		scripts[name] = c.madeBy
+	}
+	paths = allMade(t, scripts)
+	for name, c := range refused {
 		t.Run("Refuses"+name, func(t *testing.T) {
-			path := made(t, c.layout, c.script)
+			path := paths[name]
 			b, err := interop.Open(path, c.layout)
 			if err == nil {
 				defer b.Close()
@@ -426,13 +437,37 @@ func write(t *testing.T, l interop.Layout, bag *bagfile.Reader) string {
 // made is a file that a script wrote: into f, an open h5 file, or to path.
 func made(t *testing.T, l interop.Layout, script string) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "bag"+l.Suffix())
-	head := "import sys, h5py, numpy as np\npath = sys.argv[1]\n"
-	if l != interop.NPZ {
-		head += `f = h5py.File(path, "w")` + "\n"
+	return allMade(t, map[string]madeBy{"bag": {l, script}})["bag"]
+}
+
+type madeBy struct {
+	layout interop.Layout
+	script string
+}
+
+// allMade is made, of many files by one process.
+func allMade(t *testing.T, scripts map[string]madeBy) map[string]string {
+	t.Helper()
+	dir := t.TempDir()
+	paths, byPath := map[string]string{}, map[string]string{}
+	for name, m := range scripts {
+		paths[name] = filepath.Join(dir, name+m.layout.Suffix())
+		byPath[paths[name]] = m.script
 	}
-	python(t, head+script, path)
-	return path
+	raw, err := json.Marshal(byPath)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, "scripts"), raw, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	python(t, `import json, sys, h5py, numpy as np
+for path, script in json.load(open(sys.argv[1])).items():
+    own = {"np": np, "path": path}
+    if path.endswith(".h5"): own["f"] = h5py.File(path, "w")
+    exec(script, own)
+    if "f" in own: own["f"].close()`, filepath.Join(dir, "scripts"))
+	return paths
 }
 
 func open(t *testing.T, path string, l interop.Layout) *interop.Bag {
