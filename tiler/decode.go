@@ -9,6 +9,8 @@ import (
 	"runtime"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"coverslip"
 	"coverslip/tiler/jpeg"
 	"coverslip/tiler/remote"
@@ -310,7 +312,10 @@ func inFileTile(key tileKey, err error) error {
 	return coverslip.Doing(fmt.Sprintf("file tile %d,%d", key.column, key.row), err)
 }
 
-func (p *tiledPixels) close() { p.codec.close() }
+func (p *tiledPixels) close() {
+	p.codec.close()
+	p.cache.close()
+}
 
 // jpegTiles decodes through libjpeg-turbo. It keeps as many decoders as can run at once.
 type jpegTiles struct {
@@ -366,7 +371,9 @@ func (t *jpegTiles) close() {
 const cacheBytes = 64 << 20
 
 // tileCache keeps the decoded tiles used last, up to a number of bytes, and those in use. Callers that
-// want the same tile at once decode it once. Buffers of tiles that went serve the next ones.
+// want the same tile at once decode it once. Buffers of tiles that went serve the next ones. They are
+// not Go's: its collector would let as many bytes again gather before it frees any, and so much of a
+// closed slide would stay while the next is read.
 type tileCache struct {
 	limit int
 
@@ -480,9 +487,10 @@ func (c *tileCache) add(key tileKey, size int) *heldTile {
 	}
 	if n := len(c.spare); n > 0 && len(c.spare[n-1]) == size {
 		t.rgb, c.spare = c.spare[n-1], c.spare[:n-1]
-	} else {
-		t.rgb, c.spare = make([]byte, size), nil // of a level with other tiles
+		return t
 	}
+	c.freeSpare() // of a level with other tiles
+	t.rgb = allocate(size)
 	return t
 }
 
@@ -498,7 +506,44 @@ func (c *tileCache) forget(t *heldTile) {
 
 // recycle keeps the buffer of a tile that nobody has any more.
 func (c *tileCache) recycle(t *heldTile) {
-	if t.users == 0 && c.held[t.key] != t && len(c.spare) < 4 {
+	if t.users > 0 || c.held[t.key] == t {
+		return
+	}
+	if len(c.spare) < 4 {
 		c.spare = append(c.spare, t.rgb)
+	} else {
+		free(t.rgb)
+	}
+}
+
+// close frees all buffers. Nobody may use one, and the cache is empty after it.
+func (c *tileCache) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, t := range c.held {
+		c.forget(t)
+	}
+	c.freeSpare()
+}
+
+func (c *tileCache) freeSpare() {
+	for _, b := range c.spare {
+		free(b)
+	}
+	c.spare = nil
+}
+
+// allocate asks the system for memory, which has to be given back.
+func allocate(n int) []byte {
+	b, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	if err != nil {
+		panic("tiler: out of memory: " + err.Error()) // as Go's own allocator does
+	}
+	return b
+}
+
+func free(b []byte) {
+	if err := unix.Munmap(b); err != nil {
+		panic("tiler: munmap: " + err.Error()) // cannot fail for what allocate gave
 	}
 }

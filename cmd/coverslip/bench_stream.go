@@ -32,7 +32,8 @@ type benchStreamCmd struct {
 	Slide string `arg:"" optional:"" help:"A TIFF or SVS slide on this machine; without one, the one in testdata laid 12 × 12 beside itself, as a pyramid of 256-pixel JPEG tiles."`
 	Runs  int    `default:"5" help:"Runs of each; medians are compared (${default})."`
 	Delay int    `default:"20" help:"Milliseconds added to every request (${default})."`
-	Weigh int    `hidden:"" help:"Tile the slide so many times in a row and print the memory of this process after each."`
+	Weigh int    `hidden:"" help:"Tile so many slides in a row, print the memory of this process after each, and do nothing else."`
+	Also  string `hidden:"" help:"Take turns with this slide."`
 }
 
 // Help is shown by coverslip bench stream --help.
@@ -45,7 +46,8 @@ request and counts bytes. Then it is opened, its tissue found and all its tiles 
 decoded on all cores: from the file and from the server, in turns. Server and proxy run on the same
 cores, which counts against the remote side. Bytes are all that the server sent, opening and mask
 included, beside those of the tiles of the plan. Last, the memory of a process that tiles the slide
-from the file and from the server, and of one that tiles 200 slides in a row.`
+from the file and from the server, and of one that tiles 200 slides in a row: on the file's grid, and
+off it at another resolution, which takes more.`
 }
 
 // Run measures and prints.
@@ -73,9 +75,9 @@ func (c *benchStreamCmd) Run(e *env) error {
 	return c.memory(e, name, far)
 }
 
-// tileAll opens a slide, plans its tiles of 256 pixels at the resolution of level 0 and decodes them on
-// all cores, as an encoder takes them: in order.
-func tileAll(ctx context.Context, address string) (coverslip.Plan, error) {
+// tileAll opens a slide, plans its tiles of 256 pixels and decodes them on all cores, as an encoder takes
+// them: in order. They are those of level 0, or larger by a factor that no level has, and overlap.
+func tileAll(ctx context.Context, address string, offGrid bool) (coverslip.Plan, error) {
 	slide, err := tiler.Open(ctx, address)
 	if err != nil {
 		return coverslip.Plan{}, err
@@ -85,7 +87,11 @@ func tileAll(ctx context.Context, address string) (coverslip.Plan, error) {
 	if !slide.MPP.Known() {
 		mpp = 0.5
 	}
-	plan, _, err := slide.Plan(ctx, coverslip.PlanParams{MPP: mpp, MPPOfSlide: mpp, Size: 256, MinTissue: 0.25}, tissue.Default())
+	params := coverslip.PlanParams{MPP: mpp, MPPOfSlide: mpp, Size: 256, MinTissue: 0.25}
+	if offGrid {
+		params.MPP, params.Overlap = 1.4*mpp, 32
+	}
+	plan, _, err := slide.Plan(ctx, params, tissue.Default())
 	if err != nil {
 		return plan, err
 	}
@@ -114,14 +120,14 @@ func (c *benchStreamCmd) beside(e *env, name string, far *slowBucket) error {
 	for run := range c.Runs + 1 { // the first is not counted
 		started := time.Now()
 		var err error
-		if plan, err = tileAll(e, c.Slide); err != nil {
+		if plan, err = tileAll(e, c.Slide, false); err != nil {
 			return err
 		}
 		near = append(near, time.Since(started).Seconds())
 		far.requests.Store(0)
 		far.bytes.Store(0)
 		started = time.Now()
-		if _, err := tileAll(e, far.address); err != nil {
+		if _, err := tileAll(e, far.address, false); err != nil {
 			return err
 		}
 		remote = append(remote, time.Since(started).Seconds())
@@ -180,7 +186,7 @@ func neededBytes(ctx context.Context, path string, plan coverslip.Plan) (float64
 func (c *benchStreamCmd) memory(e *env, name string, far *slowBucket) error {
 	const limit = 300 // MB
 	for _, one := range []struct{ what, address string }{{"from the file", c.Slide}, {"from S3", far.address}} {
-		w, err := weighed(e, one.address, 1)
+		w, err := weighed(e, 4, one.address, one.address)
 		if err != nil {
 			return err
 		}
@@ -194,7 +200,7 @@ func (c *benchStreamCmd) memory(e *env, name string, far *slowBucket) error {
 		return err
 	}
 	defer os.Remove(small) //nolint:errcheck // a temporary file
-	w, err := weighed(e, small, 200)
+	w, err := weighed(e, 200, small, "testdata/CMU-1-Small-Region.svs")
 	if err != nil {
 		return err
 	}
@@ -221,13 +227,13 @@ type weight struct {
 	Peak  float64   `json:"peak"`
 }
 
-// weighed tiles a slide so many times in a process of its own.
-func weighed(e *env, address string, times int) (w weight, err error) {
+// weighed tiles so many slides in a row, one and another in turns, in a process of its own.
+func weighed(e *env, times int, one, another string) (w weight, err error) {
 	exe, err := os.Executable()
 	if err != nil {
 		return w, err
 	}
-	cmd := exec.CommandContext(e, exe, "bench", "stream", address, "--weigh", strconv.Itoa(times)) //nolint:gosec // this program
+	cmd := exec.CommandContext(e, exe, "bench", "stream", one, "--also", another, "--weigh", strconv.Itoa(times)) //nolint:gosec // this program
 	out, err := cmd.Output()
 	if err != nil {
 		var exit *exec.ExitError
@@ -242,7 +248,7 @@ func weighed(e *env, address string, times int) (w weight, err error) {
 func (c *benchStreamCmd) weigh(e *env) error {
 	var w weight
 	for range c.Weigh {
-		if _, err := tileAll(e, c.Slide); err != nil {
+		if _, err := tileAll(e, c.Slide, false); err != nil {
 			return err
 		}
 		now, err := resident("VmRSS:")
