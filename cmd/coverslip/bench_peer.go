@@ -27,11 +27,15 @@ type peer struct {
 
 // startPeer starts a script of bench/. Its first line says that it is ready.
 func (e *env) startPeer(script string, args ...string) (*peer, error) {
-	const op = "start a peer"
 	if _, err := os.Stat(benchPython); err != nil {
-		return nil, &coverslip.Error{Kind: coverslip.Environment, Op: op, Path: script, Err: errors.New("the peers are not installed"), Hint: "run ./setup.sh bench in a checkout (gigabytes: PyTorch is among them), and measure there"}
+		return nil, &coverslip.Error{Kind: coverslip.Environment, Op: "start a peer", Path: script, Err: errors.New("the peers are not installed"), Hint: "run ./setup.sh bench in a checkout (gigabytes: PyTorch is among them), and measure there"}
 	}
-	p := &peer{cmd: exec.CommandContext(e, benchPython, append([]string{filepath.Join("bench", script)}, args...)...)} //nolint:gosec // a script of ours
+	return hire(exec.CommandContext(e, benchPython, append([]string{filepath.Join("bench", script)}, args...)...)) //nolint:gosec // a script of ours
+}
+
+// hire starts a program that does its work once for every line it is told.
+func hire(cmd *exec.Cmd) (*peer, error) {
+	p := &peer{cmd: cmd}
 	p.cmd.Stderr = &p.notes
 	var err error
 	if p.tell, err = p.cmd.StdinPipe(); err != nil {
@@ -43,7 +47,7 @@ func (e *env) startPeer(script string, args ...string) (*peer, error) {
 	}
 	p.hear = bufio.NewScanner(out)
 	if err := p.cmd.Start(); err != nil {
-		return nil, &coverslip.Error{Kind: coverslip.Environment, Op: op, Path: script, Err: err}
+		return nil, &coverslip.Error{Kind: coverslip.Environment, Op: "start a peer", Path: cmd.Path, Err: err}
 	}
 	if _, err := p.answer(); err != nil {
 		p.stop()
@@ -54,16 +58,20 @@ func (e *env) startPeer(script string, args ...string) (*peer, error) {
 
 // peerRun is what a peer says of one run.
 type peerRun struct {
-	Images int     `json:"images"`
-	CPU    float64 `json:"cpu_seconds"`
-	Batch  int     `json:"batch"`
+	Images  int     `json:"images"`
+	CPU     float64 `json:"cpu_seconds"`
+	Seconds float64 `json:"seconds"` // of the clock
+	Batch   int     `json:"batch"`
 }
 
 func (r peerRun) perSecond() float64 { return float64(r.Images) / r.CPU }
 
 // run makes it do its work once.
-func (p *peer) run() (peerRun, error) {
-	if _, err := fmt.Fprintln(p.tell, "go"); err != nil {
+func (p *peer) run() (peerRun, error) { return p.do("go") }
+
+// do tells it a line, which says what.
+func (p *peer) do(what string) (peerRun, error) {
+	if _, err := fmt.Fprintln(p.tell, what); err != nil {
 		return peerRun{}, p.failed(err)
 	}
 	return p.answer()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"coverslip"
 	"coverslip/internal/versitygw"
@@ -34,6 +36,7 @@ type benchStreamCmd struct {
 	Delay int    `default:"20" help:"Milliseconds added to every request (${default})."`
 	Weigh int    `hidden:"" help:"Tile so many slides in a row, print the memory of this process after each, and do nothing else."`
 	Also  string `hidden:"" help:"Take turns with this slide."`
+	Turns bool   `hidden:"" help:"Tile the slide that each line of standard input names, and print how long it took."`
 }
 
 // Help is shown by coverslip bench stream --help.
@@ -43,8 +46,8 @@ func (benchStreamCmd) Help() string {
 
 The slide is put into a real S3 server (versitygw, on this machine) behind a proxy that delays every
 request and counts bytes. Then it is opened, its tissue found and all its tiles of 256 pixels at level 0
-decoded on all cores: from the file and from the server, in turns. Server and proxy run on the same
-cores, which counts against the remote side. Bytes are all that the server sent, opening and mask
+decoded: from the file and from the server, in turns. Server and proxy have half of the machine's cores to
+themselves, as the far side has in life, and both ways of tiling the other half. Bytes are all that the server sent, opening and mask
 included, beside those of the tiles of the plan. Last, the memory of a process that tiles the slide
 from the file and from the server, and of one that tiles 200 slides in a row: on the file's grid, and
 off it at another resolution, which takes more.`
@@ -52,8 +55,11 @@ off it at another resolution, which takes more.`
 
 // Run measures and prints.
 func (c *benchStreamCmd) Run(e *env) error {
-	if c.Weigh > 0 {
+	switch {
+	case c.Weigh > 0:
 		return c.weigh(e)
+	case c.Turns:
+		return turns(e)
 	}
 	name := filepath.Base(c.Slide)
 	if c.Slide == "" {
@@ -64,12 +70,23 @@ func (c *benchStreamCmd) Run(e *env) error {
 		defer os.Remove(large) //nolint:errcheck // a temporary file
 		name, c.Slide = "CMU-1-Small-Region 12 × 12", large
 	}
+	cores, err := allCores()
+	if err != nil {
+		return err
+	}
+	here, there := cores.halves()
+	if err := there.confine(); err != nil { // with all that is started from now on
+		return err
+	}
 	far, err := c.serve(e)
 	if err != nil {
 		return err
 	}
 	defer far.close()
-	if err := c.beside(e, name, far); err != nil {
+	if err := c.beside(e, name, far, here, there); err != nil {
+		return err
+	}
+	if err := cores.confine(); err != nil {
 		return err
 	}
 	return c.memory(e, name, far)
@@ -112,27 +129,57 @@ func tileAll(ctx context.Context, address string, offGrid bool) (coverslip.Plan,
 	return plan, g.Wait()
 }
 
-// beside measures the slide in the bucket beside the file.
-func (c *benchStreamCmd) beside(e *env, name string, far *slowBucket) error {
+// turns tiles the slide that each line of standard input names.
+func turns(e *env) error {
+	if err := e.emit(peerRun{}); err != nil { // ready
+		return err
+	}
+	lines := bufio.NewScanner(os.Stdin)
+	for lines.Scan() {
+		started := time.Now()
+		plan, err := tileAll(e, lines.Text(), false)
+		if err != nil {
+			return err
+		}
+		if err := e.emit(peerRun{Images: len(plan.Tiles), Seconds: time.Since(started).Seconds()}); err != nil {
+			return err
+		}
+	}
+	return lines.Err()
+}
+
+// beside measures the slide in the bucket beside the file, tiled on some cores by a process of its own,
+// with the server on the others, where this process is.
+func (c *benchStreamCmd) beside(e *env, name string, far *slowBucket, here, there cores) error {
+	exe, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	tiler, err := here.hire(exec.CommandContext(e, exe, "bench", "stream", "--turns"), there)
+	if err != nil {
+		return err
+	}
+	defer tiler.stop()
 	var near, remote, requests, bytes []float64
-	var plan coverslip.Plan
 	show := e.progress("measuring", c.Runs+1)
 	for run := range c.Runs + 1 { // the first is not counted
-		started := time.Now()
-		var err error
-		if plan, err = tileAll(e, c.Slide, false); err != nil {
+		r, err := tiler.do(c.Slide)
+		if err != nil {
 			return err
 		}
-		near = append(near, time.Since(started).Seconds())
+		near = append(near, r.Seconds)
 		far.requests.Store(0)
 		far.bytes.Store(0)
-		started = time.Now()
-		if _, err := tileAll(e, far.address, false); err != nil {
+		if r, err = tiler.do(far.address); err != nil {
 			return err
 		}
-		remote = append(remote, time.Since(started).Seconds())
+		remote = append(remote, r.Seconds)
 		requests, bytes = append(requests, float64(far.requests.Load())), append(bytes, float64(far.bytes.Load()))
 		show(run + 1)
+	}
+	plan, err := tileAll(e, c.Slide, false)
+	if err != nil {
+		return err
 	}
 	need, err := neededBytes(e, c.Slide, plan)
 	if err != nil {
@@ -211,6 +258,60 @@ func (c *benchStreamCmd) memory(e *env, name string, far *slowBucket) error {
 		return err
 	}
 	return e.measured(measurement{Bench: "stream", Case: "most memory over 200 slides in a row", Value: w.Peak, Unit: "MB resident", Ratio: limit / w.Peak, Target: 1, Runs: 1, Machine: machine()})
+}
+
+// cores are some of the machine's.
+type cores unix.CPUSet
+
+func allCores() (c cores, err error) {
+	return c, unix.SchedGetaffinity(0, (*unix.CPUSet)(&c))
+}
+
+// halves divides them; where there is but one, it is in both.
+func (c *cores) halves() (a, b cores) {
+	set, here, there := (*unix.CPUSet)(c), (*unix.CPUSet)(&a), (*unix.CPUSet)(&b)
+	for i := range 1024 { // as many as a set can hold
+		switch {
+		case !set.IsSet(i):
+		case here.Count() < set.Count()/2:
+			here.Set(i)
+		default:
+			there.Set(i)
+		}
+	}
+	if here.Count() == 0 {
+		a = *c
+	}
+	return a, b
+}
+
+// confine keeps this process to them.
+func (c *cores) confine() error {
+	threads, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return err
+	}
+	for _, t := range threads {
+		id, err := strconv.Atoi(t.Name())
+		if err != nil {
+			return err
+		}
+		if err := unix.SchedSetaffinity(id, (*unix.CPUSet)(c)); err != nil && !errors.Is(err, unix.ESRCH) { // it ended
+			return err
+		}
+	}
+	return nil
+}
+
+// hire starts a program that keeps to them, while this one keeps to its own.
+func (c *cores) hire(cmd *exec.Cmd, own cores) (*peer, error) {
+	runtime.LockOSThread() // whose cores a program that it starts inherits
+	defer runtime.UnlockOSThread()
+	if err := unix.SchedSetaffinity(0, (*unix.CPUSet)(c)); err != nil {
+		return nil, err
+	}
+	p, err := hire(cmd)
+	return p, errors.Join(err, unix.SchedSetaffinity(0, (*unix.CPUSet)(&own)))
 }
 
 func least(v []float64) float64 {
