@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -112,6 +113,32 @@ func (q queries) Slides(ctx context.Context, f SlideFilter) ([]coverslip.Slide, 
 	return slides, pgerr.Wrap("list slides", err)
 }
 
+// Place is what a slide is called and where it lies.
+type Place struct {
+	ID             coverslip.SlideID
+	Name, Location string
+}
+
+// Places yields all slides one at a time, so that memory does not grow with their number. It stops after
+// the first error it yields.
+func (q queries) Places(ctx context.Context) iter.Seq2[Place, error] {
+	return func(yield func(Place, error) bool) {
+		var p Place
+		rows, err := q.q.Query(ctx, `select id, name, location from slides order by id`)
+		if err == nil {
+			_, err = pgx.ForEachRow(rows, []any{&p.ID, &p.Name, &p.Location}, func() error {
+				if !yield(p, nil) {
+					return stopError{}
+				}
+				return nil
+			})
+		}
+		if stop := (stopError{}); err != nil && !errors.As(err, &stop) {
+			yield(Place{}, pgerr.Wrap("list slides", err))
+		}
+	}
+}
+
 // CountSlides says how many slides are in each state that has any.
 func (q queries) CountSlides(ctx context.Context) (map[coverslip.State]int, error) {
 	const op = "count slides"
@@ -161,53 +188,6 @@ func (q queries) updateSlide(ctx context.Context, id coverslip.SlideID, op, sql 
 		err = pgx.ErrNoRows
 	}
 	return ofSlide(id, op, err)
-}
-
-// Member is a slide's place in a cohort.
-type Member struct {
-	Slide   coverslip.SlideID
-	Patient string
-	Site    string
-	Labels  map[string]string
-}
-
-// AddToCohort puts slides into the cohort of this name, which it makes if it is new. For a slide
-// that is in it already, what is set here replaces what was there, label by label. All or none:
-// a slide that is not registered is NotFound and leaves the cohort as it was.
-func (q queries) AddToCohort(ctx context.Context, cohort string, members ...Member) error {
-	const op = "add slides to the cohort"
-	ids, patients, sites, labels := make([]string, len(members)), make([]string, len(members)), make([]string, len(members)), make([]map[string]string, len(members))
-	for i, m := range members {
-		ids[i], patients[i], sites[i], labels[i] = string(m.Slide), m.Patient, m.Site, m.Labels
-		if m.Labels == nil {
-			labels[i] = map[string]string{}
-		}
-	}
-	_, err := q.q.Exec(ctx, `with made as (insert into cohorts (name) values ($1) on conflict do nothing)
-		insert into cohort_slides as old (cohort, slide, patient, site, labels)
-		select $1, m.* from unnest($2::text[], $3::text[], $4::text[], $5::jsonb[]) m
-		on conflict (cohort, slide) do update set
-			patient = coalesce(nullif(excluded.patient, ''), old.patient),
-			site    = coalesce(nullif(excluded.site, ''), old.site),
-			labels  = old.labels || excluded.labels`, cohort, ids, patients, sites, labels)
-	return coverslip.At("cohort "+cohort, pgerr.Wrap(op, err))
-}
-
-// Members returns the places of a cohort's slides, by slide; none where there is no such cohort.
-func (q queries) Members(ctx context.Context, cohort string) (map[coverslip.SlideID]Member, error) {
-	const op = "read the cohort"
-	rows, err := q.q.Query(ctx, `select slide, patient, site, labels from cohort_slides where cohort = $1`, cohort)
-	if err != nil {
-		return nil, coverslip.At("cohort "+cohort, pgerr.Wrap(op, err))
-	}
-	members := map[coverslip.SlideID]Member{}
-	var m Member
-	_, err = pgx.ForEachRow(rows, []any{&m.Slide, &m.Patient, &m.Site, &m.Labels}, func() error {
-		members[m.Slide] = m
-		m.Labels = nil // the next row's are its own
-		return nil
-	})
-	return members, coverslip.At("cohort "+cohort, pgerr.Wrap(op, err))
 }
 
 const slideColumns = `id, name, location, bytes, format, width, height, levels, mpp, mpp_source, mpp_doubt,

@@ -170,8 +170,8 @@ func TestSlidesByStateAndCohort(t *testing.T) {
 	db := storagetest.New(t)
 	a, b := register(t, db, slide("a")), register(t, db, slide("b"))
 	fatal(t, db.SetState(t.Context(), b.ID, coverslip.Failed, "broken"))
-	fatal(t, db.AddToCohort(t.Context(), "crc", storage.Member{Slide: a.ID, Patient: "p1", Labels: map[string]string{"msi": "1", "grade": "2"}}))
-	fatal(t, db.AddToCohort(t.Context(), "crc", storage.Member{Slide: a.ID, Site: "s1", Labels: map[string]string{"grade": "3"}}))
+	fatal(t, db.AddToCohort(t.Context(), "crc", coverslip.Member{Slide: a.ID, Patient: "p1", Labels: map[string]any{"msi": "1", "grade": 2.0}}))
+	fatal(t, db.AddToCohort(t.Context(), "crc", coverslip.Member{Slide: a.ID, Site: "s1", Labels: map[string]any{"grade": 3.0}}))
 
 	for name, c := range map[string]struct {
 		filter storage.SlideFilter
@@ -198,7 +198,7 @@ func TestSlidesByStateAndCohort(t *testing.T) {
 	if patient != "p1" || site != "s1" || msi != "1" || grade != "3" {
 		t.Errorf("got %q %q %q %q", patient, site, msi, grade)
 	}
-	err := db.AddToCohort(t.Context(), "new", storage.Member{Slide: a.ID}, storage.Member{Slide: slide("unknown").ID})
+	err := db.AddToCohort(t.Context(), "new", coverslip.Member{Slide: a.ID}, coverslip.Member{Slide: slide("unknown").ID})
 	wantKind(t, err, coverslip.NotFound)
 	if left, _ := db.Slides(t.Context(), storage.SlideFilter{Cohort: "new"}); len(left) != 0 {
 		t.Errorf("half a cohort: %v", left)
@@ -281,7 +281,7 @@ func TestEmbeddingsForExport(t *testing.T) {
 		ids = append(ids, s.ID)
 		putEmbedding(t, db, s.ID, float32(i+1))
 	}
-	fatal(t, db.AddToCohort(t.Context(), "two", storage.Member{Slide: ids[0]}, storage.Member{Slide: ids[2]}))
+	fatal(t, db.AddToCohort(t.Context(), "two", coverslip.Member{Slide: ids[0]}, coverslip.Member{Slide: ids[2]}))
 	slices.Sort(ids)
 
 	var got []coverslip.SlideID

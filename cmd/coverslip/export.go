@@ -88,9 +88,12 @@ func (c *exportCmd) table(e *env, p *platform) error {
 		if err != nil {
 			return err
 		}
+		of := map[coverslip.SlideID]coverslip.Member{}
+		for _, m := range members {
+			of[m.Slide] = m
+		}
 		for _, id := range t.Slides {
-			m := members[id]
-			t.Members = append(t.Members, interop.Member{Patient: m.Patient, Site: m.Site, Labels: m.Labels})
+			t.Members = append(t.Members, of[id])
 		}
 	}
 	c.Out = cmp.Or(c.Out, "embeddings."+c.Format)

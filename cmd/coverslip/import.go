@@ -19,6 +19,7 @@ import (
 )
 
 type importCmd struct {
+	CSV  importCSVCmd  `cmd:"" name:"csv" help:"Put registered slides into a cohort, with patient, site and labels from a table."`
 	Bags importBagsCmd `cmd:"" help:"Bring in features that another tool computed."`
 }
 

@@ -8,7 +8,6 @@ import (
 
 	"coverslip"
 	"coverslip/internal/ingest"
-	"coverslip/storage"
 	"coverslip/tiler"
 )
 
@@ -153,7 +152,7 @@ func (c *ingestCmd) register(e *env, in *ingest.Ingest, p *platform, path string
 		return result{}, err
 	}
 	if c.Cohort != "" {
-		if err := p.DB.AddToCohort(e, c.Cohort, storage.Member{Slide: out.Slide.ID}); err != nil {
+		if err := p.DB.AddToCohort(e, c.Cohort, coverslip.Member{Slide: out.Slide.ID}); err != nil {
 			return result{}, err
 		}
 	}

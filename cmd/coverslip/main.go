@@ -47,12 +47,13 @@ type cli struct {
 	Work    workCmd    `cmd:"" group:"Serve" help:"Run workers alone, for a fleet (DATABASE_URL, BLOB_URL)."`
 	Migrate migrateCmd `cmd:"" group:"Serve" help:"Bring the database to the schema of this version."`
 
-	Tiles  tilesCmd  `cmd:"" group:"Slides" help:"Find tissue and cut a slide into tiles. Needs no database."`
-	Ingest ingestCmd `cmd:"" group:"Slides" help:"Register slides where they lie, encode and embed them."`
-	Encode encodeCmd `cmd:"" group:"Slides" help:"Encode slides that are registered: under a budget, or augmented views."`
-	Import importCmd `cmd:"" group:"Slides" help:"Bring in features that other tools computed."`
-	Slides slidesCmd `cmd:"" group:"Slides" help:"List slides, or show one."`
-	Jobs   jobsCmd   `cmd:"" group:"Slides" help:"List, retry or cancel the work in the queue."`
+	Tiles   tilesCmd   `cmd:"" group:"Slides" help:"Find tissue and cut a slide into tiles. Needs no database."`
+	Ingest  ingestCmd  `cmd:"" group:"Slides" help:"Register slides where they lie, encode and embed them."`
+	Encode  encodeCmd  `cmd:"" group:"Slides" help:"Encode slides that are registered: under a budget, or augmented views."`
+	Import  importCmd  `cmd:"" group:"Slides" help:"Bring in labels, or features that other tools computed."`
+	Cohorts cohortsCmd `cmd:"" group:"Slides" help:"List cohorts, show, version or export one."`
+	Slides  slidesCmd  `cmd:"" group:"Slides" help:"List slides, or show one."`
+	Jobs    jobsCmd    `cmd:"" group:"Slides" help:"List, retry or cancel the work in the queue."`
 
 	Models modelsCmd `cmd:"" group:"Slides" help:"Add, list, show or verify encoders."`
 

@@ -230,7 +230,7 @@ func (in *Ingest) keepImported(ctx context.Context, im Import, encoderSHA256 str
 	case kind == "" && slices.Equal(before.Vector, vector): // a bag that was exported comes home
 		out.Slide, err = in.DB.Slide(ctx, bag.Slide)
 		if err == nil && im.Cohort != "" {
-			err = in.DB.AddToCohort(ctx, im.Cohort, storage.Member{Slide: bag.Slide})
+			err = in.DB.AddToCohort(ctx, im.Cohort, coverslip.Member{Slide: bag.Slide})
 		}
 		return err
 	case kind == "" && before.Bag != bag.Key && !im.Replace:
@@ -279,7 +279,7 @@ func (in *Ingest) keepImported(ctx context.Context, im Import, encoderSHA256 str
 		if im.Cohort == "" {
 			return nil
 		}
-		return tx.AddToCohort(ctx, im.Cohort, storage.Member{Slide: bag.Slide})
+		return tx.AddToCohort(ctx, im.Cohort, coverslip.Member{Slide: bag.Slide})
 	})
 }
 

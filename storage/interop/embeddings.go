@@ -15,15 +15,9 @@ import (
 type Embeddings struct {
 	Slides  []coverslip.SlideID
 	Names   []string
-	Members []Member  // of each slide; nil where no cohort was asked for
-	Vectors []float32 // [N,Dim]
+	Members []coverslip.Member // of each slide; nil where no cohort was asked for
+	Vectors []float32          // [N,Dim]
 	Dim     int
-}
-
-// Member is a slide's place in the cohort that was asked for.
-type Member struct {
-	Patient, Site string
-	Labels        map[string]string
 }
 
 func (t *Embeddings) vector(i int) []float32 { return t.Vectors[i*t.Dim : (i+1)*t.Dim] }
@@ -78,7 +72,10 @@ func (t *Embeddings) WriteParquet(w io.Writer) error {
 		row := embeddingRow{Slide: string(id), Name: t.Names[i], Embedding: t.vector(i)}
 		if t.Members != nil {
 			m := t.Members[i]
-			row.Patient, row.Site, row.Labels = m.Patient, m.Site, m.Labels
+			row.Patient, row.Site, row.Labels = m.Patient, m.Site, map[string]string{}
+			for name, v := range m.Labels {
+				row.Labels[name] = coverslip.LabelText(v)
+			}
 		}
 		if _, err := out.Write([]embeddingRow{row}); err != nil {
 			return fmt.Errorf("row %d: %w", i, err)

@@ -347,7 +347,7 @@ func TestStem(t *testing.T) {
 
 func TestEmbeddingsAreReadByPython(t *testing.T) {
 	table := interop.Embeddings{Slides: []coverslip.SlideID{"aa", "bb"}, Names: []string{"ä.svs", "b.svs"}, Vectors: []float32{0.6, 0.8, 0, 1}, Dim: 2,
-		Members: []interop.Member{{Patient: "p1", Site: "AA", Labels: map[string]string{"grade": "2"}}, {Patient: "p2"}}}
+		Members: []coverslip.Member{{Patient: "p1", Site: "AA", Labels: map[string]any{"grade": 2.0}}, {Patient: "p2"}}}
 	for name, c := range map[string]struct {
 		write        func(w *bytes.Buffer) error
 		script, want string
