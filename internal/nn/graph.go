@@ -1,0 +1,256 @@
+package nn
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+
+	G "gorgonia.org/gorgonia"
+	"gorgonia.org/tensor"
+
+	_ "go4.org/unsafe/assume-no-moving-gc" // the version in Gorgonia's own go.mod stops the program under a newer Go
+
+	"coverslip"
+)
+
+// Param is a matrix that is learned.
+type Param struct {
+	Name       string
+	Rows, Cols int
+	Value      []float32
+	Grad       []float32 // of the last Backward that used it; allocated by it
+	// Plain parameters, biases and the scales of norms, are left out of weight decay and of LARS' trust ratio.
+	Plain bool
+	// Fixed ones are kept with the model and not learned: running statistics.
+	Fixed bool
+}
+
+// NewParam is a matrix of zeros.
+func NewParam(name string, rows, cols int) *Param {
+	return &Param{Name: name, Rows: rows, Cols: cols, Value: make([]float32, rows*cols)}
+}
+
+// Graph is the computation of one step. It is built by the functions of this package that take and return
+// nodes, run once by Forward or Backward, and closed. It is used by one goroutine.
+type Graph struct {
+	Train bool // batch norms use the batch's statistics, dropouts drop
+
+	mem    *Memory
+	g      *G.ExprGraph
+	nodes  []*Node
+	params []*Param
+	places map[*Param]*Node
+	lent   map[*float32][]float32 // what the memory has to be given back, by its first number
+	failed error
+}
+
+// NewGraph starts a step over the memory of its run.
+func NewGraph(mem *Memory, train bool) *Graph {
+	BLAS()
+	return &Graph{Train: train, mem: mem, g: G.NewGraph(), places: map[*Param]*Node{}, lent: map[*float32][]float32{}}
+}
+
+// Node is a matrix of a graph, known once the graph has run.
+type Node struct {
+	Rows, Cols int
+
+	graph *Graph
+	node  *G.Node
+	in    []*Node
+	learn bool // a parameter stands before it
+	param *Param
+	op    *op
+}
+
+// Graph is what the node belongs to.
+func (n *Node) Graph() *Graph { return n.graph }
+
+// Value is the matrix, row-major, after Forward or Backward was asked for this node; it is valid until Close.
+func (n *Node) Value() []float32 {
+	v := n.node.Value()
+	if v == nil {
+		panic("nn: a node has no value before its graph has run")
+	}
+	return floats(v)
+}
+
+// Constant puts a matrix into the graph that nothing is learned of. The graph keeps the slice.
+func (g *Graph) Constant(rows, cols int, value []float32) *Node {
+	if len(value) != rows*cols || rows <= 0 || cols <= 0 {
+		panic("nn: a constant's length is not its shape, or it is empty")
+	}
+	return g.leaf(rows, cols, value)
+}
+
+// Param puts a parameter into the graph; the same one twice is the same node.
+func (g *Graph) Param(p *Param) *Node {
+	if n, there := g.places[p]; there {
+		return n
+	}
+	if len(p.Value) != p.Rows*p.Cols {
+		panic("nn: a parameter's length is not its shape")
+	}
+	n := g.leaf(p.Rows, p.Cols, p.Value)
+	n.learn, n.param = true, p
+	g.places[p] = n
+	g.params = append(g.params, p)
+	return n
+}
+
+func (g *Graph) leaf(rows, cols int, value []float32) *Node {
+	n := &Node{Rows: rows, Cols: cols, graph: g}
+	n.node = G.NewMatrix(g.g, tensor.Float32, G.WithShape(rows, cols), G.WithName("leaf "+strconv.Itoa(len(g.nodes))), G.WithValue(matrix(rows, cols, value)))
+	g.nodes = append(g.nodes, n)
+	return n
+}
+
+// Forward runs the graph. The values of the nodes named are kept for reading.
+func (g *Graph) Forward(keep ...*Node) error {
+	return g.run(keep)
+}
+
+// Backward runs the graph and differentiates loss, which is [1,1], by every parameter: their Grad is set,
+// to zeros where the loss does not depend on one. It returns the loss. NaN or infinity is an error of kind
+// Invalid; then the gradients must not be used. Values of the nodes in keep can be read afterwards.
+func (g *Graph) Backward(loss *Node, keep ...*Node) (float64, error) {
+	if loss.Rows != 1 || loss.Cols != 1 {
+		panic("nn: a loss is a single number")
+	}
+	reached := g.reached(loss)
+	var wrt G.Nodes
+	var params []*Param
+	for _, p := range g.params {
+		if cap(p.Grad) < len(p.Value) {
+			p.Grad = make([]float32, len(p.Value))
+		}
+		p.Grad = p.Grad[:len(p.Value)]
+		if n := g.places[p]; reached[n] {
+			wrt, params = append(wrt, n.node), append(params, p)
+		} else {
+			clear(p.Grad)
+		}
+	}
+	if len(wrt) == 0 {
+		panic("nn: a loss that depends on no parameter")
+	}
+	one := g.leaf(1, 1, []float32{1})
+	grads, err := G.Backpropagate(G.Nodes{loss.node}, G.Nodes{one.node}, wrt)
+	if err != nil {
+		return 0, fault("differentiate the graph", err)
+	}
+	if err := g.run(append(keep, loss), grads...); err != nil {
+		return 0, err
+	}
+	value := float64(loss.Value()[0])
+	if !finite(value) {
+		return value, &coverslip.Error{Kind: coverslip.Invalid, Op: "compute the loss", Err: fmt.Errorf("it is %g", value),
+			Hint: "lower the learning rate, or look for NaN in the features"}
+	}
+	for i, p := range params {
+		copy(p.Grad, floats(grads[i].Value()))
+		if !finite(float64(sum(p.Grad))) {
+			return value, &coverslip.Error{Kind: coverslip.Invalid, Op: "differentiate " + p.Name, Err: errors.New("the gradient is not finite"),
+				Hint: "lower the learning rate, or look for NaN in the features"}
+		}
+	}
+	return value, nil
+}
+
+// reached are the nodes that n is computed from.
+func (g *Graph) reached(n *Node) map[*Node]bool {
+	seen := map[*Node]bool{}
+	var walk func(*Node)
+	walk = func(n *Node) {
+		if !seen[n] {
+			seen[n] = true
+			for _, in := range n.in {
+				walk(in)
+			}
+		}
+	}
+	walk(n)
+	return seen
+}
+
+// run executes the graph on Gorgonia's tape machine. A matrix goes back to the memory with its last use;
+// the ones in keep, in more, and those that Gorgonia's own operations read, stay until Close.
+func (g *Graph) run(keep []*Node, more ...*G.Node) error {
+	stay := map[*G.Node]bool{}
+	for _, n := range keep {
+		stay[n.node] = true
+	}
+	for _, n := range more {
+		stay[n] = true
+	}
+	uses := map[*G.Node]int{}
+	for _, n := range g.g.AllNodes() {
+		_, ours := n.Op().(runner)
+		for children := g.g.From(n.ID()); children.Next(); {
+			child := children.Node().(*G.Node)
+			if !ours {
+				stay[child] = true
+			}
+		}
+		if r, ok := n.Op().(runner); ok {
+			for _, child := range r.reads() {
+				uses[child]++
+			}
+		}
+	}
+	for _, n := range g.g.AllNodes() {
+		if r, ok := n.Op().(runner); ok {
+			r.attach(g, n, func(child *G.Node) bool { uses[child]--; return uses[child] == 0 && !stay[child] })
+		}
+	}
+	vm := G.NewTapeMachine(g.g)
+	err := vm.RunAll()
+	if closing := vm.Close(); err == nil {
+		err = closing
+	}
+	if g.failed != nil {
+		return g.failed
+	}
+	if err != nil {
+		return fault("run the graph", err)
+	}
+	return nil
+}
+
+// Close gives the memory back. Values of nodes must not be used afterwards.
+func (g *Graph) Close() {
+	for _, x := range g.lent {
+		g.mem.put(x)
+	}
+	clear(g.lent)
+}
+
+func (g *Graph) take(n int) []float32 {
+	x := g.mem.get(n)
+	g.lent[&x[:1][0]] = x
+	return x
+}
+
+func (g *Graph) give(x []float32) {
+	if lent, there := g.lent[&x[:1][0]]; there {
+		delete(g.lent, &x[:1][0])
+		g.mem.put(lent)
+	}
+}
+
+func matrix(rows, cols int, x []float32) *tensor.Dense {
+	return tensor.New(tensor.WithShape(rows, cols), tensor.WithBacking(x))
+}
+
+func floats(v G.Value) []float32 {
+	switch x := v.Data().(type) {
+	case []float32:
+		return x
+	case float32: // a matrix of one number
+		return []float32{x}
+	}
+	panic(fmt.Sprintf("nn: a value of type %T", v.Data()))
+}
+
+func fault(op string, err error) error {
+	return &coverslip.Error{Kind: coverslip.Internal, Op: op, Err: err}
+}
