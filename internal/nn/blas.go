@@ -20,6 +20,14 @@ static char *(*nn_core_at)(void);
 // share it.
 static int nn_open_blas(const char *name) {
 	setenv("OPENBLAS_NUM_THREADS", "1", 1);
+#if defined(__x86_64__)
+	// Older versions do not know AMD's processors with AVX-512 and take them for ones without it, at half
+	// their speed. Who sets the variable himself is left alone.
+	__builtin_cpu_init();
+	if (__builtin_cpu_is("amd") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+		__builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+		setenv("OPENBLAS_CORETYPE", "SkylakeX", 0);
+#endif
 	void *lib = dlopen(name, RTLD_NOW | RTLD_LOCAL);
 	if (!lib) return 0;
 	nn_sgemm_at = (sgemm_t)dlsym(lib, "cblas_sgemm");

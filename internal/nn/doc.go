@@ -8,7 +8,8 @@
 // and OpenBLAS; the same Go code runs in float64 without either, and is what tests hold them to.
 //
 // A Graph lives for one step: build it, Backward, step the optimiser, Close. Its Memory lives for the
-// whole run, so that no step allocates what an earlier one already had.
+// whole run, so that no step allocates what an earlier one already had. A light graph is for steps of a few
+// rows: it runs the same operations without Gorgonia.
 //
 // Equal inputs give equal bits whatever the number of workers: work is cut by its shape alone.
 //

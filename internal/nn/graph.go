@@ -42,12 +42,24 @@ type Graph struct {
 	places map[*Param]*Node
 	lent   map[*float32][]float32 // what the memory has to be given back, by its first number
 	failed error
+
+	light bool
+	ran   int // nodes of a light graph that have run
 }
 
 // NewGraph starts a step over the memory of its run.
 func NewGraph(mem *Memory, train bool) *Graph {
 	BLAS()
 	return &Graph{Train: train, mem: mem, g: G.NewGraph(), places: map[*Param]*Node{}, lent: map[*float32][]float32{}}
+}
+
+// NewLightGraph is NewGraph for steps so small, bags of ten rows, that Gorgonia's building and compiling would
+// cost many times their arithmetic. It runs the same operations by itself, in the order they were put into it,
+// and keeps what they return until Close, where Gorgonia's graph takes memory back at the last use: of large
+// matrices it needs more.
+func NewLightGraph(mem *Memory, train bool) *Graph {
+	BLAS()
+	return &Graph{Train: train, mem: mem, places: map[*Param]*Node{}, lent: map[*float32][]float32{}, light: true}
 }
 
 // Node is a matrix of a graph, known once the graph has run.
@@ -60,6 +72,8 @@ type Node struct {
 	learn bool // a parameter stands before it
 	param *Param
 	op    *op
+
+	value, grad []float32 // of a light graph
 }
 
 // Graph is what the node belongs to.
@@ -67,11 +81,13 @@ func (n *Node) Graph() *Graph { return n.graph }
 
 // Value is the matrix, row-major, after Forward or Backward was asked for this node; it is valid until Close.
 func (n *Node) Value() []float32 {
-	v := n.node.Value()
-	if v == nil {
+	if n.graph.light && n.value != nil {
+		return n.value
+	}
+	if n.graph.light || n.node.Value() == nil {
 		panic("nn: a node has no value before its graph has run")
 	}
-	return floats(v)
+	return floats(n.node.Value())
 }
 
 // Constant puts a matrix into the graph that nothing is learned of. The graph keeps the slice.
@@ -99,6 +115,11 @@ func (g *Graph) Param(p *Param) *Node {
 
 func (g *Graph) leaf(rows, cols int, value []float32) *Node {
 	n := &Node{Rows: rows, Cols: cols, graph: g}
+	if g.light {
+		n.value = value
+		g.nodes = append(g.nodes, n)
+		return n
+	}
 	n.node = G.NewMatrix(g.g, tensor.Float32, G.WithShape(rows, cols), G.WithName("leaf "+strconv.Itoa(len(g.nodes))), G.WithValue(matrix(rows, cols, value)))
 	g.nodes = append(g.nodes, n)
 	return n
@@ -106,6 +127,10 @@ func (g *Graph) leaf(rows, cols int, value []float32) *Node {
 
 // Forward runs the graph. The values of the nodes named are kept for reading.
 func (g *Graph) Forward(keep ...*Node) error {
+	if g.light {
+		g.runLight()
+		return nil
+	}
 	return g.run(keep)
 }
 
@@ -125,21 +150,27 @@ func (g *Graph) Backward(loss *Node, keep ...*Node) (float64, error) {
 		}
 		p.Grad = p.Grad[:len(p.Value)]
 		if n := g.places[p]; reached[n] {
-			wrt, params = append(wrt, n.node), append(params, p)
+			wrt, params = append(wrt, n.node), append(params, p) // a light graph has no nodes of Gorgonia's
 		} else {
 			clear(p.Grad)
 		}
 	}
-	if len(wrt) == 0 {
+	if len(params) == 0 {
 		panic("nn: a loss that depends on no parameter")
 	}
-	one := g.leaf(1, 1, []float32{1})
-	grads, err := G.Backpropagate(G.Nodes{loss.node}, G.Nodes{one.node}, wrt)
-	if err != nil {
-		return 0, fault("differentiate the graph", err)
-	}
-	if err := g.run(append(keep, loss), grads...); err != nil {
-		return 0, err
+	var grads G.Nodes
+	if g.light {
+		g.runLight()
+		g.backwardLight(loss)
+	} else {
+		one := g.leaf(1, 1, []float32{1})
+		var err error
+		if grads, err = G.Backpropagate(G.Nodes{loss.node}, G.Nodes{one.node}, wrt); err != nil {
+			return 0, fault("differentiate the graph", err)
+		}
+		if err := g.run(append(keep, loss), grads...); err != nil {
+			return 0, err
+		}
 	}
 	value := float64(loss.Value()[0])
 	if !finite(value) {
@@ -147,13 +178,73 @@ func (g *Graph) Backward(loss *Node, keep ...*Node) (float64, error) {
 			Hint: "lower the learning rate, or look for NaN in the features"}
 	}
 	for i, p := range params {
-		copy(p.Grad, floats(grads[i].Value()))
+		if !g.light {
+			copy(p.Grad, floats(grads[i].Value()))
+		}
 		if !finite(float64(sum(p.Grad))) {
 			return value, &coverslip.Error{Kind: coverslip.Invalid, Op: "differentiate " + p.Name, Err: errors.New("the gradient is not finite"),
 				Hint: "lower the learning rate, or look for NaN in the features"}
 		}
 	}
 	return value, nil
+}
+
+// runLight runs what has not run yet.
+func (g *Graph) runLight() {
+	for _, n := range g.nodes[g.ran:] {
+		if n.op != nil {
+			out := g.take(n.Rows * n.Cols)
+			n.op.Forward(out, n.inputs())
+			n.value = out
+		}
+	}
+	g.ran = len(g.nodes)
+}
+
+func (n *Node) inputs() [][]float32 {
+	in := make([][]float32, len(n.in))
+	for i, x := range n.in {
+		in[i] = x.value
+	}
+	return in
+}
+
+// backwardLight walks the nodes back from the loss. The first gradient that reaches a node is written where it
+// stays, for a parameter in its Grad, and others are added.
+func (g *Graph) backwardLight(loss *Node) {
+	loss.grad = []float32{1}
+	for k := len(g.nodes) - 1; k >= 0; k-- {
+		n := g.nodes[k]
+		if n.grad == nil || n.op == nil || n.op.Backward == nil {
+			continue
+		}
+		din, more := make([][]float32, len(n.in)), make([][]float32, len(n.in))
+		for i, x := range n.in {
+			switch {
+			case !x.learn:
+			case x.grad != nil:
+				more[i] = g.take(x.Rows * x.Cols)
+				din[i] = more[i]
+			case x.param != nil:
+				x.grad = x.param.Grad
+				din[i] = x.grad
+			default:
+				x.grad = g.take(x.Rows * x.Cols)
+				din[i] = x.grad
+			}
+		}
+		n.op.Backward(din, n.inputs(), n.value, n.grad)
+		for i, x := range n.in {
+			if more[i] != nil {
+				axpy(1, more[i], x.grad)
+				g.give(more[i])
+			}
+		}
+		if n != loss {
+			g.give(n.grad)
+		}
+		n.grad = nil
+	}
 }
 
 // reached are the nodes that n is computed from.

@@ -96,6 +96,43 @@ func TestBackwardMeetsDifferences(t *testing.T) {
 	}
 }
 
+func TestLightGraphsComputeTheSame(t *testing.T) {
+	x := inputs(16)
+	mem := nn.NewMemory()
+	defer mem.Free()
+	run := func(graph func(*nn.Memory, bool) *nn.Graph) (*net, []float32) {
+		n, opt := newNet(rand.New(rand.NewPCG(1, 2))), nn.NewAdam(0.01)
+		var losses []float32
+		for range 5 {
+			g := graph(mem, true)
+			loss, z := n.loss(g, x)
+			loss = nn.Add(loss, nn.Mean(nn.Mul(z, z))) // an input twice
+			l, err := g.Backward(loss, z)
+			if err != nil {
+				t.Fatal(err)
+			}
+			losses = append(losses, float32(l), z.Value()[3])
+			g.Close()
+			opt.Step(n.params(), 1e-2)
+		}
+		return n, losses
+	}
+	heavy, a := run(nn.NewGraph)
+	light, b := run(nn.NewLightGraph)
+	for i := range a {
+		if math.Abs(float64(a[i]-b[i])) > 1e-6*math.Abs(float64(a[i])) {
+			t.Errorf("step %d: %g and %g", i/2, a[i], b[i])
+		}
+	}
+	for i, p := range heavy.params() {
+		for j, v := range p.Value {
+			if math.Abs(float64(v-light.params()[i].Value[j])) > 1e-5 {
+				t.Fatalf("%s: %g and %g", p.Name, v, light.params()[i].Value[j])
+			}
+		}
+	}
+}
+
 func TestMemoryServesStepAfterStep(t *testing.T) {
 	n, x := newNet(rand.New(rand.NewPCG(1, 2))), inputs(64)
 	mem := nn.NewMemory()

@@ -32,6 +32,17 @@ type Kernel[T Float] struct {
 func Apply(k Kernel[float32], rows, cols int, in ...*Node) *Node {
 	g := in[0].graph
 	n := &Node{Rows: rows, Cols: cols, graph: g, in: in}
+	if g.light {
+		for _, x := range in {
+			if x.graph != g {
+				panic("nn: nodes of two graphs")
+			}
+			n.learn = n.learn || x.learn && k.Backward != nil
+		}
+		n.op = &op{Kernel: k}
+		g.nodes = append(g.nodes, n)
+		return n
+	}
 	children := make(G.Nodes, len(in))
 	for i, x := range in {
 		if x.graph != g {
