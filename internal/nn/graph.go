@@ -98,7 +98,8 @@ func (g *Graph) Constant(rows, cols int, value []float32) *Node {
 	return g.leaf(rows, cols, value)
 }
 
-// Param puts a parameter into the graph; the same one twice is the same node.
+// Param puts a parameter into the graph; the same one twice is the same node. A fixed one is a constant:
+// nothing is differentiated by it.
 func (g *Graph) Param(p *Param) *Node {
 	if n, there := g.places[p]; there {
 		return n
@@ -107,9 +108,11 @@ func (g *Graph) Param(p *Param) *Node {
 		panic("nn: a parameter's length is not its shape")
 	}
 	n := g.leaf(p.Rows, p.Cols, p.Value)
-	n.learn, n.param = true, p
 	g.places[p] = n
-	g.params = append(g.params, p)
+	if !p.Fixed {
+		n.learn, n.param = true, p
+		g.params = append(g.params, p)
+	}
 	return n
 }
 
