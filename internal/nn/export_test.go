@@ -1,6 +1,9 @@
 package nn
 
-import "math/rand/v2"
+import (
+	"math/rand/v2"
+	"testing"
+)
 
 // someSites are three maps with neighbours, gaps and an edge.
 func someSites() []Site {
@@ -20,6 +23,9 @@ func someSites() []Site {
 }
 
 var bagsOf12 = Segments{0, 5, 6, 12}
+
+// PseudoInverseGradient is set by the tests outside of the package, which may use nntest.
+var PseudoInverseGradient func(t *testing.T, k Kernel[float64], x []float64)
 
 // Tested is a kernel with the lengths of its output and inputs.
 type Tested[T Float] struct {
@@ -79,5 +85,11 @@ func kernels[T Float]() []Tested[T] {
 		{ntxent[T](8, 5, 0.2), 1, []int{40}},
 		{crossEntropy[T](3, []int{0, 2, 1, 1}, []float64{1, 2, 0.5}), 1, []int{12}},
 		{meanOf[T](), 1, []int{7}},
+		{drop[T](5, Mask{P: 0.4, Seed: 7}, false), 20, []int{20}},
+		{drop[T](5, Mask{P: 0.4, Seed: 7, Rows: []int32{9, 1, 4, 2}}, true), 20, []int{20}},
+		{depthwise[T](3, 4, 2, 3, 3), 24, []int{24, 18}},
+		{depthwise[T](7, 1, 2, 5, 1), 14, []int{14, 10}},
+		{logMeanSoftmax[T](4, 3), 3, []int{12}},
+		{rowsOfMax[T](3, 2), 6, []int{15, 10}},
 	}
 }

@@ -220,3 +220,67 @@ WIDE double nn_dot(long n, const float *restrict x, const float *restrict y) {
 	}
 	return sum;
 }
+
+// A number for every place of a matrix: Wellons' hash (lowbias32) of its row and then of its column.
+static inline __attribute__((always_inline)) uint32_t mix(uint32_t x) {
+	x ^= x >> 16;
+	x *= 0x7feb352dU;
+	x ^= x >> 15;
+	x *= 0x846ca68bU;
+	x ^= x >> 16;
+	return x;
+}
+
+WIDE void nn_drop(long rows, long cols, const int32_t *at, uint32_t seed, uint32_t below, float scale, int relu,
+	const float *restrict x, float *restrict y) {
+	float floor = relu ? 0.0f : -INFINITY;
+	for (long r = 0; r < rows; r++) {
+		uint32_t h = mix(seed ^ mix(at ? (uint32_t)at[r] : (uint32_t)r));
+		const float *xr = x + r * cols;
+		float *yr = y + r * cols;
+		for (uint32_t c = 0; c < (uint32_t)cols; c++) {
+			float v = xr[c] < floor ? 0.0f : xr[c] * scale; // NaN stays
+			yr[c] = mix(h + c * 0x9e3779b9U) < below ? 0.0f : v;
+		}
+	}
+}
+
+WIDE void nn_scaled_where(long n, float scale, const float *restrict y, const float *restrict dy, float *restrict dx) {
+	for (long i = 0; i < n; i++) dx[i] = y[i] > 0 ? dy[i] * scale : 0.0f;
+}
+
+WIDE void nn_depthwise(long h, long w, long ch, long kh, long kw, int flip, const float *restrict x, const float *restrict k, float *restrict y) {
+	for (long i = 0; i < h; i++) for (long j = 0; j < w; j++) {
+		float *yr = y + (i * w + j) * ch;
+		memset(yr, 0, ch * sizeof *yr);
+		for (long a = 0; a < kh; a++) {
+			long u = i + a - kh / 2;
+			if (u < 0 || u >= h) continue;
+			for (long b = 0; b < kw; b++) {
+				long v = j + b - kw / 2;
+				if (v < 0 || v >= w) continue;
+				const float *xr = x + (u * w + v) * ch;
+				const float *kr = k + (flip ? (kh - 1 - a) * kw + kw - 1 - b : a * kw + b) * ch;
+				for (long c = 0; c < ch; c++) yr[c] += xr[c] * kr[c];
+			}
+		}
+	}
+}
+
+WIDE void nn_depthwise_back(long h, long w, long ch, long kh, long kw, const float *restrict x, const float *restrict dy, float *restrict dk) {
+	memset(dk, 0, kh * kw * ch * sizeof *dk);
+	for (long i = 0; i < h; i++) for (long j = 0; j < w; j++) {
+		const float *g = dy + (i * w + j) * ch;
+		for (long a = 0; a < kh; a++) {
+			long u = i + a - kh / 2;
+			if (u < 0 || u >= h) continue;
+			for (long b = 0; b < kw; b++) {
+				long v = j + b - kw / 2;
+				if (v < 0 || v >= w) continue;
+				const float *xr = x + (u * w + v) * ch;
+				float *kr = dk + (a * kw + b) * ch;
+				for (long c = 0; c < ch; c++) kr[c] += g[c] * xr[c];
+			}
+		}
+	}
+}

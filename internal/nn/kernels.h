@@ -17,5 +17,9 @@ void nn_norm_back(long rows, long cols, const float *x, const float *p, const fl
 void nn_gather(long n, long cols, const int32_t *at, const float *x, float *y);
 void nn_scatter(long n, long cols, const int32_t *at, const float *x, float *y);
 void nn_adam(long n, float lr, float b1, float b2, float c1, float c2, float eps, float decay, const float *g, float *m, float *v, float *p);
+void nn_drop(long rows, long cols, const int32_t *at, uint32_t seed, uint32_t below, float scale, int relu, const float *x, float *y);
+void nn_scaled_where(long n, float scale, const float *y, const float *dy, float *dx);
+void nn_depthwise(long h, long w, long ch, long kh, long kw, int flip, const float *x, const float *k, float *y);
+void nn_depthwise_back(long h, long w, long ch, long kh, long kw, const float *x, const float *dy, float *dk);
 double nn_dot(long n, const float *x, const float *y);
 #endif

@@ -205,3 +205,56 @@ func TestGemmInPieces(t *testing.T) {
 		}
 	}
 }
+
+func TestPseudoInverseInvertsAndIsDifferentiated(t *testing.T) {
+	const blocks, m = 2, 4
+	rng := rand.New(rand.NewPCG(3, 3))
+	x := make([]float64, blocks*m*m)
+	for i := range x {
+		x[i] = rng.Float64() * 0.2
+		if i/m%m == i%m {
+			x[i] += 1
+		}
+	}
+	z, product := make([]float64, len(x)), make([]float64, m*m)
+	pseudoInverse[float64](blocks, m, 8).Forward(z, [][]float64{x})
+	for b := range blocks {
+		Gemm(false, false, m, m, m, 1, x[b*m*m:(b+1)*m*m], m, z[b*m*m:(b+1)*m*m], m, 0, product, m)
+		for i, v := range product {
+			if want := float64(min(max(1-(i/m-i%m)*(i/m-i%m), 0), 1)); math.Abs(v-want) > 1e-6 {
+				t.Fatalf("block %d: the product with the inverse has %g at %d", b, v, i)
+			}
+		}
+	}
+	PseudoInverseGradient(t, pseudoInverse[float64](blocks, m, 3), x)
+}
+
+func TestMasksDropTheSameInPieces(t *testing.T) {
+	const rows, cols, p = 500, 16, 0.3
+	x := make([]float32, rows*cols)
+	for i := range x {
+		x[i] = 1
+	}
+	whole, piece := make([]float32, len(x)), make([]float32, 100*cols)
+	drop[float32](cols, Mask{P: p, Seed: 5}, false).Forward(whole, [][]float32{x})
+	at := make([]int32, 100)
+	for i := range at {
+		at[i] = int32(3*i + 40)
+	}
+	drop[float32](cols, Mask{P: p, Seed: 5, Rows: at}, false).Forward(piece, [][]float32{x[:len(piece)]})
+	dropped := 0
+	for i := range piece {
+		if piece[i] != whole[int(at[i/cols])*cols+i%cols] {
+			t.Fatalf("row %d is dropped otherwise", at[i/cols])
+		}
+	}
+	for _, v := range whole {
+		if v == 0 {
+			dropped++
+		}
+	}
+	// 8,000 numbers: five standard deviations are 0.026
+	if share := float64(dropped) / (rows * cols); math.Abs(share-p) > 0.026 {
+		t.Errorf("%g are dropped, not %g", share, p)
+	}
+}

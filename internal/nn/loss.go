@@ -136,3 +136,39 @@ func meanOf[T Float]() Kernel[T] {
 			}
 		}}
 }
+
+// LogMeanSoftmax is the logarithm of the mean, over the rows of logits [n,classes], of their softmax: [1,classes].
+// Its own softmax is that mean.
+func LogMeanSoftmax(logits *Node) *Node {
+	return Apply(logMeanSoftmax[float32](logits.Rows, logits.Cols), 1, logits.Cols, logits)
+}
+
+func logMeanSoftmax[T Float](n, classes int) Kernel[T] {
+	const floor = 1e-30 // of the mean, below which its logarithm is no number of float32
+	p, mean := make([]T, n*classes), make([]float64, classes)
+	return Kernel[T]{Name: "log mean softmax", DropOut: true, DropIn: []bool{true},
+		Forward: func(out []T, in [][]T) {
+			clear(mean)
+			for i := range n {
+				softmaxTo(p[i*classes:(i+1)*classes], in[0][i*classes:(i+1)*classes])
+			}
+			columnSums(mean, p)
+			for c := range mean {
+				mean[c] = mean[c]/float64(n) + floor
+				out[c] = T(math.Log(mean[c]))
+			}
+		},
+		Backward: func(din, _ [][]T, _, dout []T) {
+			g := make([]T, classes)
+			for c := range g {
+				g[c] = dout[c] / T(mean[c]*float64(n))
+			}
+			for i := range n {
+				row := p[i*classes : (i+1)*classes]
+				s := T(Dot(row, g))
+				for c := range classes {
+					din[0][i*classes+c] = row[c] * (g[c] - s)
+				}
+			}
+		}}
+}

@@ -203,3 +203,37 @@ func segmentWeighted[T Float](d, heads int, bags Segments) Kernel[T] {
 			}
 		}}
 }
+
+// RowsOfMax takes the rows of x [n,d] at which the columns of by [n,k] are largest, of equal ones the first:
+// [k,d]. Which rows they are is not differentiated.
+func RowsOfMax(x, by *Node) *Node {
+	if x.Rows != by.Rows {
+		panic("nn: matrices of different heights")
+	}
+	return Apply(rowsOfMax[float32](x.Cols, by.Cols), by.Cols, x.Cols, x, by)
+}
+
+func rowsOfMax[T Float](d, k int) Kernel[T] {
+	at := make([]int32, k)
+	return Kernel[T]{Name: "rows of max", DropOut: true, DropIn: []bool{true, true},
+		Forward: func(out []T, in [][]T) {
+			clear(at)
+			for i := range len(in[1]) / k {
+				for c := range k {
+					if in[1][i*k+c] > in[1][int(at[c])*k+c] {
+						at[c] = int32(i)
+					}
+				}
+			}
+			gatherRows(out, in[0], at, d)
+		},
+		Backward: func(din, _ [][]T, _, dout []T) {
+			if din[0] != nil {
+				clear(din[0])
+				scatterRows(din[0], dout, at, d)
+			}
+			if din[1] != nil {
+				clear(din[1])
+			}
+		}}
+}
