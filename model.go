@@ -6,6 +6,8 @@ type ModelKind string
 const (
 	EncoderModel    ModelKind = "encoder"    // tile pixels → feature vector
 	AggregatorModel ModelKind = "aggregator" // bag → slide embedding
+	ProbeModel      ModelKind = "probe"      // slide embedding → class
+	MILModel        ModelKind = "mil"        // bag → class
 )
 
 // Model is a network (or a plain rule such as the mean) known by its name and the SHA-256 of the

@@ -130,25 +130,39 @@ func AUCOneVsOne(y []int, p []float64, classes int) float64 {
 // AveragePrecision is the sum of the precision at each threshold times the recall gained there, without
 // interpolation. NaN without positives. By chance it is the share of positives, not a half.
 func AveragePrecision(y []int, score []float64) float64 {
+	return CountedAveragePrecision(y, score)(nil)
+}
+
+// CountedAveragePrecision is to AveragePrecision what CountedAUC is to AUC.
+func CountedAveragePrecision(y []int, score []float64) func(times []int) float64 {
 	r := rank(y, score)
-	if r.nan {
-		return math.NaN()
-	}
-	found, sum := 0, 0.0
-	for i := len(r.row); i > 0; {
-		start := i - 1
-		for start > 0 && r.end[start-1] == i {
-			start--
+	return func(times []int) float64 {
+		if r.nan {
+			return math.NaN()
 		}
-		gained := 0
-		for _, c := range r.class[start:i] {
-			gained += int(c)
+		found, called, sum := 0, 0, 0.0
+		for i := len(r.row); i > 0; {
+			start := i - 1
+			for start > 0 && r.end[start-1] == i {
+				start--
+			}
+			gained := 0
+			for at, c := range r.class[start:i] {
+				n := 1
+				if times != nil {
+					n = times[r.row[start+at]]
+				}
+				called += n
+				gained += n * int(c)
+			}
+			if gained > 0 {
+				found += gained
+				sum += float64(gained) * float64(found) / float64(called)
+			}
+			i = start
 		}
-		found += gained
-		sum += float64(gained) * float64(found) / float64(len(r.row)-start)
-		i = start
+		return sum / float64(found)
 	}
-	return sum / float64(found)
 }
 
 // Point is a place on an ROC curve: what is reached when scores of Threshold and above are called positive.

@@ -10,8 +10,9 @@ type Bin struct {
 }
 
 // Calibration sorts rows by their probability of class 1 into bins of equal width, as a calibration plot
-// shows them; a value on an edge belongs to the lower bin. NaN and what is not in [0,1] panics.
-func Calibration(y []int, p []float64, bins int) []Bin {
+// shows them; a value on an edge belongs to the lower bin. times says how often each row counts; nil counts
+// each once. NaN and what is not in [0,1] panics.
+func Calibration(y []int, p []float64, bins int, times []int) []Bin {
 	sameLength(len(y), len(p))
 	all := make([]Bin, bins)
 	for i, v := range p {
@@ -19,9 +20,13 @@ func Calibration(y []int, p []float64, bins int) []Bin {
 			panic("metric: a probability is not in [0,1]")
 		}
 		b := &all[max(0, int(math.Ceil(v*float64(bins)))-1)]
-		b.Rows++
-		b.Predicted += v
-		b.Observed += float64(y[i])
+		n := 1
+		if times != nil {
+			n = times[i]
+		}
+		b.Rows += n
+		b.Predicted += float64(n) * v
+		b.Observed += float64(n * y[i])
 	}
 	for i := range all {
 		all[i].Predicted /= float64(all[i].Rows)

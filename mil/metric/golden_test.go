@@ -109,7 +109,7 @@ func TestTwoClassesLikeScikitLearn(t *testing.T) {
 			near(t, "kappa", QuadraticKappa(c.Y, c.Predicted, 2), c.Want.Kappa)
 			near(t, "log-loss", LogLoss(c.Y, two, 2), c.Want.LogLoss)
 			near(t, "Brier", Brier(c.Y, two, 2), c.Want.Brier)
-			near(t, "calibration error", CalibrationError(Calibration(c.Y, c.A, 7)), c.Want.CalibrationError)
+			near(t, "calibration error", CalibrationError(Calibration(c.Y, c.A, 7, nil)), c.Want.CalibrationError)
 			if c.Want.ROC != nil {
 				var curve []float64
 				for _, p := range ROC(c.Y, c.A) {
@@ -139,7 +139,7 @@ func TestSeveralClassesLikeScikitLearn(t *testing.T) {
 			near(t, "log-loss", LogLoss(c.Y, c.P, c.Classes), c.Want.LogLoss)
 			near(t, "Brier", Brier(c.Y, c.P, c.Classes), c.Want.Brier)
 			right, top := TopLabel(c.Y, c.P, c.Classes)
-			near(t, "calibration error", CalibrationError(Calibration(right, top, 7)), c.Want.CalibrationError)
+			near(t, "calibration error", CalibrationError(Calibration(right, top, 7, nil)), c.Want.CalibrationError)
 		})
 	}
 }

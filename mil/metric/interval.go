@@ -46,6 +46,21 @@ func number(v float64) *float64 {
 // It asks how the figure would vary over other patients for the model as it is. It does not cover how
 // the model would vary with other training slides.
 func Bootstrap(patient []string, draws int, level float64, rng *rand.Rand, figure func(times []int) float64) Interval {
+	values := make([]float64, 0, draws)
+	value := math.NaN()
+	Draw(patient, draws, rng, func(n int, times []int) {
+		if n < 0 {
+			value = figure(times)
+		} else {
+			values = append(values, figure(times))
+		}
+	})
+	return Percentiles(value, values, level)
+}
+
+// Draw makes the draws of Bootstrap for those who take several figures of each: each is called with −1 and
+// every row once, then with the number of each draw and how often it counts each row. It must not keep times.
+func Draw(patient []string, draws int, rng *rand.Rand, each func(draw int, times []int)) {
 	index := make(map[string]int, len(patient))
 	of := make([]int, len(patient))
 	for i, p := range patient {
@@ -60,9 +75,8 @@ func Bootstrap(patient []string, draws int, level float64, rng *rand.Rand, figur
 	for i := range times {
 		times[i] = 1
 	}
-	v := Interval{Value: figure(times), Level: level}
-	values := make([]float64, 0, draws)
-	for range draws {
+	each(-1, times)
+	for draw := range draws {
 		clear(drawn)
 		for range drawn {
 			drawn[rng.IntN(len(drawn))]++
@@ -70,14 +84,17 @@ func Bootstrap(patient []string, draws int, level float64, rng *rand.Rand, figur
 		for i, p := range of {
 			times[i] = drawn[p]
 		}
-		if f := figure(times); !math.IsNaN(f) {
-			values = append(values, f)
-		}
+		each(draw, times)
 	}
+}
+
+// Percentiles is the interval of a figure whose values over the draws are given, in any order.
+func Percentiles(value float64, drawn []float64, level float64) Interval {
+	values := slices.Clone(drawn)
+	values = slices.DeleteFunc(values, math.IsNaN)
 	slices.Sort(values)
-	v.Draws, v.Undefined = len(values), draws-len(values)
-	v.Low, v.High = quantile(values, (1-level)/2), quantile(values, (1+level)/2)
-	return v
+	return Interval{Value: value, Level: level, Draws: len(values), Undefined: len(drawn) - len(values),
+		Low: quantile(values, (1-level)/2), High: quantile(values, (1+level)/2)}
 }
 
 // quantile interpolates between the two nearest of sorted values, as numpy does.

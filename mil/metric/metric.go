@@ -27,28 +27,50 @@ func Accuracy(y, predicted []int) float64 {
 	return float64(hit) / float64(len(y)) // 0/0 is NaN
 }
 
-// Confusion counts into dst, [C,C]: row is the class, column the predicted one.
-func Confusion(dst []int, y, predicted []int, classes int) {
+// Confusion counts how often each class, a row of N [C,C], was predicted as each class, a column.
+type Confusion struct {
+	Classes int
+	N       []int
+}
+
+// Confuse counts rows, each as often as times says; nil counts each once.
+func Confuse(y, predicted []int, classes int, times []int) Confusion {
 	sameLength(len(y), len(predicted))
-	sameLength(len(dst), classes*classes)
-	clear(dst)
+	m := Confusion{classes, make([]int, classes*classes)}
 	for i := range y {
 		if y[i] < 0 || y[i] >= classes || predicted[i] < 0 || predicted[i] >= classes {
 			panic("metric: a class is out of range")
 		}
-		dst[y[i]*classes+predicted[i]]++
+		n := 1
+		if times != nil {
+			n = times[i]
+		}
+		m.N[y[i]*classes+predicted[i]] += n
 	}
+	return m
+}
+
+// Accuracy is the share of rows whose class was predicted.
+func (m Confusion) Accuracy() float64 {
+	hit := 0
+	for c := range m.Classes {
+		hit += m.N[c*m.Classes+c]
+	}
+	return float64(hit) / float64(total(m.N))
 }
 
 // BalancedAccuracy is the mean recall of the classes that occur in y. With fewer than two of them it is
 // NaN: naming the only class there is shows nothing.
 func BalancedAccuracy(y, predicted []int, classes int) float64 {
-	m := make([]int, classes*classes)
-	Confusion(m, y, predicted, classes)
+	return Confuse(y, predicted, classes, nil).BalancedAccuracy()
+}
+
+// BalancedAccuracy is the function of this name.
+func (m Confusion) BalancedAccuracy() float64 {
 	sum, present := 0.0, 0
-	for c := range classes {
-		if n := total(m[c*classes : (c+1)*classes]); n > 0 {
-			sum += float64(m[c*classes+c]) / float64(n)
+	for c := range m.Classes {
+		if n := total(m.N[c*m.Classes : (c+1)*m.Classes]); n > 0 {
+			sum += float64(m.N[c*m.Classes+c]) / float64(n)
 			present++
 		}
 	}
@@ -61,16 +83,18 @@ func BalancedAccuracy(y, predicted []int, classes int) float64 {
 // F1 puts the harmonic mean of precision and recall of each class into dst, [C], and returns their mean.
 // A class that occurs neither in y nor among the predictions is NaN and not part of the mean.
 func F1(dst []float64, y, predicted []int) float64 {
-	classes := len(dst)
-	m := make([]int, classes*classes)
-	Confusion(m, y, predicted, classes)
+	return Confuse(y, predicted, len(dst), nil).F1(dst)
+}
+
+// F1 is the function of this name.
+func (m Confusion) F1(dst []float64) float64 {
 	sum, n := 0.0, 0
-	for c := range classes {
-		both := total(m[c*classes : (c+1)*classes]) // labels and predictions of c
-		for r := range classes {
-			both += m[r*classes+c]
+	for c := range m.Classes {
+		both := total(m.N[c*m.Classes : (c+1)*m.Classes]) // labels and predictions of c
+		for r := range m.Classes {
+			both += m.N[r*m.Classes+c]
 		}
-		dst[c] = 2 * float64(m[c*classes+c]) / float64(both)
+		dst[c] = 2 * float64(m.N[c*m.Classes+c]) / float64(both)
 		if both > 0 {
 			sum += dst[c]
 			n++
@@ -82,21 +106,24 @@ func F1(dst []float64, y, predicted []int) float64 {
 // QuadraticKappa is Cohen's kappa of ordered classes, where a disagreement by two classes weighs four
 // times one by a single class (Cohen 1968). It is NaN where labels and predictions are all of one class.
 func QuadraticKappa(y, predicted []int, classes int) float64 {
-	m := make([]int, classes*classes)
-	Confusion(m, y, predicted, classes)
-	rows, cols := make([]int, classes), make([]int, classes)
-	for r := range classes {
-		for c := range classes {
-			rows[r] += m[r*classes+c]
-			cols[c] += m[r*classes+c]
+	return Confuse(y, predicted, classes, nil).QuadraticKappa()
+}
+
+// QuadraticKappa is the function of this name.
+func (m Confusion) QuadraticKappa() float64 {
+	rows, cols := make([]int, m.Classes), make([]int, m.Classes)
+	for r := range m.Classes {
+		for c := range m.Classes {
+			rows[r] += m.N[r*m.Classes+c]
+			cols[c] += m.N[r*m.Classes+c]
 		}
 	}
 	seen, expected := 0.0, 0.0
-	for r := range classes {
-		for c := range classes {
+	for r := range m.Classes {
+		for c := range m.Classes {
 			w := float64((r - c) * (r - c))
-			seen += w * float64(m[r*classes+c])
-			expected += w * float64(rows[r]) * float64(cols[c]) / float64(len(y))
+			seen += w * float64(m.N[r*m.Classes+c])
+			expected += w * float64(rows[r]) * float64(cols[c]) / float64(total(m.N))
 		}
 	}
 	return 1 - seen/expected

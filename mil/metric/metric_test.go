@@ -93,7 +93,7 @@ func TestOutOfRangePanics(t *testing.T) {
 		"class":       func() { AUC([]int{0, 2}, []float64{1, 2}) },
 		"predicted":   func() { BalancedAccuracy([]int{0, 1}, []int{0, 2}, 2) },
 		"length":      func() { Accuracy([]int{0, 1}, []int{0}) },
-		"probability": func() { Calibration([]int{0}, []float64{1.5}, 5) },
+		"probability": func() { Calibration([]int{0}, []float64{1.5}, 5, nil) },
 		"grid":        func() { ConcordanceTD([]float64{1}, []bool{true}, []float64{2, 1}, []float64{1, 1}) },
 	} {
 		func() {
@@ -254,7 +254,7 @@ func TestConcordanceCountsPairs(t *testing.T) {
 }
 
 func TestCalibrationEdges(t *testing.T) {
-	bins := Calibration([]int{0, 1, 1, 0, 1}, []float64{0, .5, .25, .51, 1}, 4)
+	bins := Calibration([]int{0, 1, 1, 0, 1}, []float64{0, .5, .25, .51, 1}, 4, nil)
 	rows := []int{}
 	for _, b := range bins {
 		rows = append(rows, b.Rows)
@@ -262,7 +262,7 @@ func TestCalibrationEdges(t *testing.T) {
 	if !slices.Equal(rows, []int{2, 1, 1, 1}) || bins[0].Observed != .5 || bins[0].Predicted != .125 {
 		t.Errorf("%+v", bins)
 	}
-	if e := CalibrationError(Calibration([]int{1, 1, 0, 0}, []float64{1, 1, 0, 0}, 10)); e != 0 {
+	if e := CalibrationError(Calibration([]int{1, 1, 0, 0}, []float64{1, 1, 0, 0}, 10, nil)); e != 0 {
 		t.Errorf("a prediction that is always right has a calibration error of %v", e)
 	}
 }
@@ -299,4 +299,24 @@ func ExampleBootstrap() {
 	v := Bootstrap(patient, 1000, .95, rand.New(rand.NewPCG(1, 0)), CountedAUC(y, score))
 	fmt.Printf("AUC %.3f\n", v.Value)
 	// Output: AUC 0.875
+}
+
+// Counting rows is the same as repeating them.
+func TestCountedIsRepeated(t *testing.T) {
+	rng := rand.New(rand.NewPCG(9, 9))
+	const n = 40
+	y, predicted, p, times := make([]int, n), make([]int, n), make([]float64, n), make([]int, n)
+	for i := range n {
+		y[i], predicted[i], p[i], times[i] = rng.IntN(2), rng.IntN(2), float64(rng.IntN(12))/11, rng.IntN(4)
+	}
+	rows := Repeat(nil, times)
+	ry, rp, rpredicted := make([]int, len(rows)), make([]float64, len(rows)), make([]int, len(rows))
+	for i, r := range rows {
+		ry[i], rp[i], rpredicted[i] = y[r], p[r], predicted[r]
+	}
+	near(t, "average precision", CountedAveragePrecision(y, p)(times), AveragePrecision(ry, rp))
+	near(t, "AUC", CountedAUC(y, p)(times), AUC(ry, rp))
+	near(t, "accuracy", Confuse(y, predicted, 2, times).Accuracy(), Accuracy(ry, rpredicted))
+	near(t, "kappa", Confuse(y, predicted, 2, times).QuadraticKappa(), QuadraticKappa(ry, rpredicted, 2))
+	near(t, "calibration", CalibrationError(Calibration(y, p, 5, times)), CalibrationError(Calibration(ry, rp, 5, nil)))
 }

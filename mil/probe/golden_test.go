@@ -120,8 +120,10 @@ func TestChoiceIsThatOfScikitLearn(t *testing.T) {
 				}
 			}
 		}
-		if d := far(Strengths(), g.Grid); d > 1e-6 {
-			t.Errorf("the grid is %g off", d)
+		for i, c := range Strengths() {
+			if math.Abs(c/g.Grid[i]-1) > 1e-9 {
+				t.Errorf("strength %d is %g, want %g", i, c, g.Grid[i])
+			}
 		}
 		ch, err := Choose(g.X, g.Dim, g.Y, 2, folds, Strengths(), Options{Tolerance: 1e-13})
 		if err != nil {
