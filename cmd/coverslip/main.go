@@ -60,6 +60,8 @@ type cli struct {
 	Search searchCmd `cmd:"" group:"Embeddings" help:"Find the slides most similar to one."`
 	Export exportCmd `cmd:"" group:"Embeddings" help:"Write embeddings or bags to files of other tools: numpy, parquet, CSV, TRIDENT, CLAM, STAMP."`
 
+	Probe  probeCmd  `cmd:"" group:"Evaluation" help:"Judge embeddings by a linear classifier, beside mean pooling and the majority class."`
+	Runs   runsCmd   `cmd:"" group:"Evaluation" help:"List what was judged, or show it again: figures, intervals, plots, splits."`
 	Splits splitsCmd `cmd:"" group:"Evaluation" help:"Divide slides into folds without leaking patients, or audit a split file."`
 
 	Bench  benchCmd  `cmd:"" group:"This machine" help:"Measure Coverslip on this machine beside its peers."`

@@ -57,19 +57,27 @@ func general(v []float64, cols int) blas32.General {
 
 func (m single) gram(dst, c []float64) {
 	d := m.d + 1
-	total := blas32.Symmetric{Uplo: blas.Upper, N: d, Stride: d, Data: make([]float32, d*d)}
+	total := make([]float32, d*d)
 	part := make([]float32, min(block, m.n)*d)
 	for from := 0; from < m.n; from += block {
 		n := min(block, m.n-from)
 		weigh(part, m.x[from*m.d:], c[from:], n, m.d)
-		blas32.Syrk(blas.Trans, 1, blas32.General{Rows: n, Cols: d, Stride: d, Data: part}, 1, total)
+		// The upper triangle in panels: OpenBLAS is given general products only.
+		for left := 0; left < d; left += panel {
+			w := min(panel, d-left)
+			blas32.Gemm(blas.Trans, blas.NoTrans, 1, blas32.General{Rows: n, Cols: left + w, Stride: d, Data: part},
+				blas32.General{Rows: n, Cols: w, Stride: d, Data: part[left:]}, 1, blas32.General{Rows: left + w, Cols: w, Stride: d, Data: total[left:]})
+		}
 	}
-	for i, v := range total.Data {
+	for i, v := range total {
 		dst[i] = float64(v)
 	}
 }
 
-const block = 256 // rows of a Gram matrix taken at once: they stay in the cache
+const (
+	block = 256 // rows of a Gram matrix taken at once: they stay in the cache
+	panel = 128 // columns of it
+)
 
 // weigh puts √c times [X 1] into dst.
 func weigh[T float32 | float64](dst, x []T, c []float64, n, d int) {

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"coverslip"
+	"coverslip/internal/nn"
 )
 
 // Classifier gives the probability of each class. Those of ridge, neighbours and class means are scores that
@@ -258,6 +259,7 @@ func newProblem(x []float32, dim, n int, o Options) (*problem, error) {
 	if n == 0 {
 		return nil, invalid(errors.New("there are no rows"), "")
 	}
+	nn.BLAS() // gives gonum's blas32 and blas64 the fastest there is
 	if i := slices.IndexFunc(x, func(v float32) bool { return v-v != 0 }); i >= 0 {
 		return nil, invalid(fmt.Errorf("feature %d of row %d is %g", i%dim, i/dim, x[i]), "leave the slide out, or compute its features again")
 	}

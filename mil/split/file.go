@@ -111,7 +111,7 @@ var (
 	foldName = regexp.MustCompile(`^fold_`)
 	// Columns that hold splits by their name alone.
 	splitName = regexp.MustCompile(`(?i)^(fold|folds|test|test_fold|cv|cv_fold|kfold|split|set|partition|CV[0-9]+_.*)$`)
-	sidesName = regexp.MustCompile(`(?i)^fold_?[0-9]+$`)
+	sidesName = regexp.MustCompile(`(?i)^fold_?([0-9]+|.+/[0-9.]+)$`)
 	sideOf    = map[string]Side{
 		"train": Train, "training": Train, "val": Val, "valid": Val, "validation": Val, "dev": Val, "test": Test, "testing": Test,
 	}
@@ -336,7 +336,7 @@ func (f *File) For(rows []Row) ([]Split, Report, error) {
 	}
 	var report Report
 	to := make([]int, len(f.Rows))
-	matched, unknown := map[int]bool{}, 0
+	matched, unknown, twice := map[int]bool{}, 0, 0
 	for i, r := range f.Rows {
 		n, ok := at[Key(r.Slide)]
 		if short := base[filepath.Base(Key(r.Slide))]; !ok && len(short) == 1 {
@@ -349,7 +349,13 @@ func (f *File) For(rows []Row) ([]Split, Report, error) {
 			report.Left = append(report.Left, Left{r.Slide, "in the split file, but not among the slides"})
 			continue
 		}
+		if matched[n] {
+			twice++
+		}
 		matched[n] = true
+	}
+	if twice > 0 {
+		report.Notes = append(report.Notes, fmt.Sprintf("%d rows of the split file name a slide that another row names, too; each slide counts once", twice))
 	}
 	if len(matched) == 0 {
 		return nil, report, invalid(fmt.Errorf("the split file lists none of the %d slides; it begins with %s", len(rows), f.Rows[0].Slide), "do both name slides alike?")
@@ -411,13 +417,17 @@ func WriteFolds(w io.Writer, rows []Row, splits []Split, label string) error {
 }
 
 // WriteSides writes the form SideColumns, tab-separated as Patho-Bench does: case_id, slide_id, site, label,
-// fold_0 and so on, one for each split in order.
+// fold_0 and so on, one for each split in order; splits of a group, as k=4/17, keep their names.
 func WriteSides(w io.Writer, rows []Row, splits []Split, label string) error {
 	out := csv.NewWriter(w)
 	out.Comma = '\t'
 	line := []string{"case_id", "slide_id", "site", label}
-	for n := range splits {
-		line = append(line, "fold_"+strconv.Itoa(n))
+	for n, s := range splits {
+		name := strconv.Itoa(n)
+		if strings.Contains(s.Name, "/") {
+			name = s.Name
+		}
+		line = append(line, "fold_"+name)
 	}
 	_ = out.Write(line) // Error, below, says what went wrong
 	for i, r := range rows {

@@ -201,7 +201,7 @@ func Inner(rows []Row, outer Split, k int, by By, rng *rand.Rand) ([]Split, Repo
 // outer; the other training slides become Out. Invalid if a class has not that many patients there.
 func FewShot(rows []Row, outer Split, k int, rng *rand.Rand) (Split, error) {
 	want := map[string]int{}
-	for label := range patientsOf(rows, outer) {
+	for label := range PatientsOf(rows, outer) {
 		want[label] = k
 	}
 	return draw(rows, outer, want, rng)
@@ -210,7 +210,7 @@ func FewShot(rows []Row, outer Split, k int, rng *rand.Rand) (Split, error) {
 // Few draws n training slides, each of another patient, with the classes in the proportion of their
 // patients on the training side of outer and at least one of each; the other training slides become Out.
 func Few(rows []Row, outer Split, n int, rng *rand.Rand) (Split, error) {
-	have := patientsOf(rows, outer)
+	have := PatientsOf(rows, outer)
 	labels, all := slices.Sorted(maps.Keys(have)), 0
 	for _, l := range labels {
 		all += have[l]
@@ -246,8 +246,8 @@ func sign(n int) int {
 	return 1
 }
 
-// patientsOf counts, for each class, the patients on the training side.
-func patientsOf(rows []Row, s Split) map[string]int {
+// PatientsOf counts, for each class, the patients on the training side.
+func PatientsOf(rows []Row, s Split) map[string]int {
 	seen, n := map[[2]string]bool{}, map[string]int{}
 	for _, i := range s.Rows(Train) {
 		key := [2]string{rows[i].Label, person(rows[i])}
@@ -260,7 +260,7 @@ func patientsOf(rows []Row, s Split) map[string]int {
 }
 
 func draw(rows []Row, outer Split, want map[string]int, rng *rand.Rand) (Split, error) {
-	have := patientsOf(rows, outer)
+	have := PatientsOf(rows, outer)
 	s := Split{Name: outer.Name, Side: slices.Clone(outer.Side)}
 	train := outer.Rows(Train)
 	for _, i := range train {

@@ -206,7 +206,7 @@ func TestFewShotDrawsOneSlideOfEachPatient(t *testing.T) {
 			t.Errorf("%d shots: %v", k, n)
 		}
 	}
-	have := patientsOf(rows, folds[0])
+	have := PatientsOf(rows, folds[0])
 	for _, want := range []int{3, 4, 50, 100, 240} {
 		s, err := Few(rows, folds[0], want, rng)
 		if err != nil {
