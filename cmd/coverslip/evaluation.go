@@ -52,40 +52,44 @@ type evaluation struct {
 	events  []bool
 	event   string      // its column
 	mean    [][]float32 // embeddings of mean pooling, of the baseline
-	asked   [][]float32 // of the aggregator that was asked for
 	splits  []split.Split
 	left    []coverslip.LeftOut
 	notes   []string
-	// class is that of a slide, or what it lacks for having one.
-	class    func(labels map[string]any) (class, lacks string)
-	baseline probeSpec // how mean pooling is probed beside what was asked for
+	// baseline is how mean pooling is probed beside what was asked for.
+	baseline probeSpec
 }
 
-// evaluate finds the slides and makes the splits. lacks says what else a slide needs and has not, or "".
-func (f *evaluationFlags) evaluate(e *env, p *platform, encoder string, lacks func(coverslip.Member) string) (*evaluation, error) {
-	ev := &evaluation{flags: f, encoder: encoder, baseline: probeSpec{Classifier: "logistic"}}
-	ev.class = ev.labelled
-	return ev, ev.prepare(e, p, lacks)
+// evaluate finds the slides and makes the splits. event names the column of a survival's events; empty, the
+// label is a class. lacks says what else a slide needs and has not, or "".
+//
+// Whoever judges something then calls judge for each method, and finish, which adds the baselines:
+//
+//	ev, err := c.evaluate(e, p, c.Encoder, "", lacks)
+//	predictions, err := ev.judge(e, "abmil", 1, func(s split.Split) ([]float64, error) { … })
+//	err = ev.finish(e, p, coverslip.MILModel, settings, []coverslip.Method{{Name: "abmil"}}, predictions)
+func (f *evaluationFlags) evaluate(e *env, p *platform, encoder, event string, lacks func(coverslip.Member) string) (*evaluation, error) {
+	ev := &evaluation{flags: f, encoder: encoder, event: event, baseline: probeSpec{Classifier: "logistic"}}
+	if err := f.check(); err != nil {
+		return nil, err
+	}
+	if err := ev.gather(e, p, lacks); err != nil {
+		return nil, err
+	}
+	if err := ev.divide(); err != nil {
+		return nil, err
+	}
+	return ev, ev.audit()
 }
 
-func (ev *evaluation) labelled(labels map[string]any) (class, lacks string) {
+// class is that of a slide, or what it lacks for having one.
+func (ev *evaluation) class(labels map[string]any) (class, lacks string) {
+	if ev.event != "" {
+		return ev.survival(labels)
+	}
 	if class = strings.TrimSpace(coverslip.LabelText(labels[ev.flags.Label])); class == "" {
 		return "", "no label"
 	}
 	return class, ""
-}
-
-func (ev *evaluation) prepare(e *env, p *platform, lacks func(coverslip.Member) string) error {
-	if err := ev.flags.check(); err != nil {
-		return err
-	}
-	if err := ev.gather(e, p, lacks); err != nil {
-		return err
-	}
-	if err := ev.divide(); err != nil {
-		return err
-	}
-	return ev.audit()
 }
 
 func (f *evaluationFlags) check() error {
@@ -118,7 +122,7 @@ func (ev *evaluation) gather(e *env, p *platform, lacks func(coverslip.Member) s
 		}
 		return &coverslip.Error{Kind: coverslip.NotFound, Op: "read the labels", Path: "cohort " + f.Cohort, Err: fmt.Errorf("there is no label column %q", f.Label), Hint: hint}
 	}
-	mean, err := ev.embeddings(e, p, slidessl.Mean{}.Model().Name)
+	mean, err := embeddings(e, p, f.Cohort, ev.encoder, slidessl.Mean{}.Model().Name)
 	if err != nil {
 		return err
 	}
@@ -195,10 +199,10 @@ func classOrder(labels []string) []string {
 	return slices.Compact(all)
 }
 
-// embeddings are those of the cohort under one aggregator.
-func (ev *evaluation) embeddings(e *env, p *platform, aggregator string) (map[coverslip.SlideID][]float32, error) {
+// embeddings are those of a cohort under one encoder and aggregator.
+func embeddings(e *env, p *platform, cohort, encoder, aggregator string) (map[coverslip.SlideID][]float32, error) {
 	all := map[coverslip.SlideID][]float32{}
-	for n, err := range p.DB.Embeddings(e, storage.EmbeddingFilter{Encoder: ev.encoder, Aggregator: aggregator, Cohort: ev.flags.Cohort}) {
+	for n, err := range p.DB.Embeddings(e, storage.EmbeddingFilter{Encoder: encoder, Aggregator: aggregator, Cohort: cohort}) {
 		if err != nil {
 			return nil, err
 		}

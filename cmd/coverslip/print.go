@@ -37,9 +37,14 @@ func (e *env) table(rows ...string) {
 // progress shows how far long work is: a bar on a terminal, a line every few seconds elsewhere.
 // Call the function it returns with what is done, from one goroutine at a time.
 func (e *env) progress(what string, total int) func(done int) {
+	return e.progressOf(what, "tiles", total)
+}
+
+// progressOf is progress of other things than tiles.
+func (e *env) progressOf(what, things string, total int) func(done int) {
 	if e.terminal {
 		bar := progressbar.NewOptions(total, progressbar.OptionSetWriter(e.err), progressbar.OptionSetDescription(what),
-			progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetItsString("tiles"),
+			progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetItsString(things),
 			progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionClearOnFinish())
 		return func(done int) { _ = bar.Set(done) }
 	}
@@ -50,7 +55,7 @@ func (e *env) progress(what string, total int) func(done int) {
 		if now := time.Now(); now.After(next) && done < total {
 			next = now.Add(every)
 			left := time.Duration(float64(now.Sub(started)) / float64(done) * float64(total-done))
-			e.say("%s: %d of %d tiles, %s left\n", what, done, total, left.Round(time.Second))
+			e.say("%s: %d of %d %s, %s left\n", what, done, total, things, left.Round(time.Second))
 		}
 	}
 }

@@ -71,10 +71,20 @@ func (c *probeCmd) Run(e *env) error {
 		return err
 	}
 	defer p.Close()
-	ev := &evaluation{flags: &c.evaluationFlags, encoder: c.Encoder, baseline: spec}
-	if err := ev.embedded(e, p, c); err != nil {
+	asked, err := embeddings(e, p, c.Cohort, c.Encoder, c.Aggregator)
+	if err != nil {
 		return err
 	}
+	ev, err := c.evaluate(e, p, c.Encoder, c.Event, func(m coverslip.Member) string {
+		if asked[m.Slide] == nil {
+			return fmt.Sprintf("no embedding under encoder %s and aggregator %s", c.Encoder, c.Aggregator)
+		}
+		return ""
+	})
+	if err != nil {
+		return err
+	}
+	ev.baseline = spec
 	settings := struct {
 		Protocol   string `json:"protocol"`
 		Aggregator string `json:"aggregator"`
@@ -82,9 +92,13 @@ func (c *probeCmd) Run(e *env) error {
 		Seed       uint64 `json:"seed"`
 		probeSpec
 	}{c.Protocol, c.Aggregator, c.Encoder, c.Seed, spec}
-	name, vectors := c.Aggregator, ev.asked
-	if c.Aggregator == (slidessl.Mean{}).Model().Name {
-		name, vectors = report.MeanPooling, ev.mean
+	name := c.Aggregator
+	if name == (slidessl.Mean{}).Model().Name {
+		name = report.MeanPooling
+	}
+	var vectors [][]float32
+	for _, id := range ev.slides {
+		vectors = append(vectors, asked[id])
 	}
 	predictions, note, err := ev.probe(e, name, spec, vectors)
 	if err != nil {
@@ -135,35 +149,13 @@ func (c *probeCmd) protocol() (probeSpec, error) {
 	return s, nil
 }
 
-// embedded prepares an evaluation of embeddings.
-func (ev *evaluation) embedded(e *env, p *platform, c *probeCmd) error {
-	vectors, err := ev.embeddings(e, p, c.Aggregator)
-	if err != nil {
-		return err
-	}
-	ev.class = ev.labelled
-	if c.Event != "" {
-		ev.class, ev.event = ev.survival, c.Event
-	}
-	err = ev.prepare(e, p, func(m coverslip.Member) string {
-		if vectors[m.Slide] == nil {
-			return fmt.Sprintf("no embedding under encoder %s and aggregator %s", ev.encoder, c.Aggregator)
-		}
-		return ""
-	})
-	for _, id := range ev.slides {
-		ev.asked = append(ev.asked, vectors[id])
-	}
-	return err
-}
-
 // probe fits and judges one on every split. The note says what was chosen.
 func (ev *evaluation) probe(e *env, name string, spec probeSpec, vectors [][]float32) ([]coverslip.Prediction, string, error) {
 	if len(vectors) > 0 && slices.ContainsFunc(vectors, func(v []float32) bool { return len(v) != len(vectors[0]) }) {
 		return nil, "", &coverslip.Error{Kind: coverslip.Conflict, Op: "read the embeddings", Path: "cohort " + ev.flags.Cohort, Err: fmt.Errorf("those of %s have different lengths", name), Hint: "embed or import the cohort again with one encoder"}
 	}
 	f := fitting{ev: ev, spec: spec, vectors: vectors}
-	show := e.progress("probing "+name, len(ev.splits))
+	show := e.progressOf("probing "+name, "splits", len(ev.splits))
 	predictions, err := ev.judge(e, name, runtime.GOMAXPROCS(0), func(s split.Split) ([]float64, error) {
 		p, err := f.split(s)
 		f.mu.Lock()

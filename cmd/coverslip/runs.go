@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"coverslip"
@@ -167,6 +168,9 @@ func (e *env) showRun(run coverslip.Run, predictions []coverslip.Prediction, o r
 // reportRows are the table of a report; --json and the page have every figure.
 func reportRows(r report.Report) []string {
 	shown := map[string]bool{"auc": true, "auc_one_vs_rest": true, "accuracy": true, "balanced_accuracy": true, "log_loss": true, "quadratic_kappa": true, "concordance": true}
+	gains := slices.ContainsFunc(r.Groups, func(g report.Group) bool {
+		return slices.ContainsFunc(g.Methods, func(m report.Scored) bool { return m.Gain != nil })
+	})
 	var rows []string
 	for _, g := range r.Groups {
 		for _, m := range g.Methods {
@@ -180,10 +184,13 @@ func reportRows(r report.Report) []string {
 					line += "\t" + report.Interval(f.Value, f.Low, f.High)
 				}
 			}
-			if rows == nil {
-				rows = append(rows, head+"\tgain over mean pooling")
+			if gains {
+				head, line = head+"\tgain over mean pooling", line+"\t"+report.Gain(m)
 			}
-			rows = append(rows, line+"\t"+report.Gain(m))
+			if rows == nil {
+				rows = append(rows, head)
+			}
+			rows = append(rows, line)
 		}
 	}
 	return rows
