@@ -64,6 +64,17 @@ func (b *BatchNorm) Apply(x, residual *Node, relu bool) *Node {
 	return Apply(n.kernel(), x.Rows, x.Cols, in...)
 }
 
+// Standardise brings the columns of x to mean 0 and variance 1 over its rows: (x-mean)/√(var+1e-5).
+func Standardise(x *Node) *Node {
+	ones, zeros := make([]float32, x.Cols), make([]float32, x.Cols)
+	for i := range ones {
+		ones[i] = 1
+	}
+	g := x.graph
+	n := norm[float32]{rows: x.Rows, cols: x.Cols, eps: 1e-5, train: true, mean: make([]float32, x.Cols), variance: make([]float32, x.Cols)}
+	return Apply(n.kernel(), x.Rows, x.Cols, x, g.Constant(1, x.Cols, ones), g.Constant(1, x.Cols, zeros))
+}
+
 // norm is one application of a batch norm: y = relu((x-mean)/√(var+eps)·γ + β + residual).
 type norm[T Float] struct {
 	rows, cols     int
