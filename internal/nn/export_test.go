@@ -76,6 +76,7 @@ func kernels[T Float]() []Tested[T] {
 		{segmentMean[T](3, bagsOf12), 9, []int{36}},
 		{segmentMeanSD[T](3, Segments{0, 5, 12}), 12, []int{36}},
 		{segmentMax[T](3, bagsOf12), 9, []int{36}},
+		{sd[T](), 9, []int{9, 9}},
 		{segmentSoftmax[T](2, bagsOf12), 24, []int{24}},
 		{segmentWeighted[T](3, 2, bagsOf12), 18, []int{36, 24}},
 		{sparseConv[T](3, 2, sub), n * 2, []int{n * 3, 9 * 3 * 2}},

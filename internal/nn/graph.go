@@ -69,7 +69,7 @@ type Node struct {
 	graph *Graph
 	node  *G.Node
 	in    []*Node
-	learn bool // a parameter stands before it
+	learn bool // a parameter that is not fixed stands before it
 	param *Param
 	op    *op
 

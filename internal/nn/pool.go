@@ -237,3 +237,33 @@ func rowsOfMax[T Float](d, k int) Kernel[T] {
 			}
 		}}
 }
+
+// SD is √(square - mean² + 1e-6) element by element, given means and means of squares; what rounding makes
+// negative is taken as zero, with no gradient.
+func SD(mean, square *Node) *Node {
+	same(mean, square)
+	return Apply(sd[float32](), mean.Rows, mean.Cols, mean, square)
+}
+
+func sd[T Float]() Kernel[T] {
+	return Kernel[T]{Name: "sd",
+		Forward: func(out []T, in [][]T) {
+			for i, m := range in[0] {
+				out[i] = T(math.Sqrt(max(float64(in[1][i]-m*m), 0) + varianceFloor))
+			}
+		},
+		Backward: func(din, in [][]T, out, dout []T) {
+			for i, m := range in[0] {
+				var g T
+				if in[1][i] > m*m {
+					g = dout[i] / (2 * out[i])
+				}
+				if din[0] != nil {
+					din[0][i] = -2 * m * g
+				}
+				if din[1] != nil {
+					din[1][i] = g
+				}
+			}
+		}}
+}

@@ -1,0 +1,256 @@
+package slidessl
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+
+	"coverslip"
+	"coverslip/internal/nn"
+	"coverslip/slidessl/sparse"
+	"coverslip/slidessl/view"
+)
+
+// Architecture is the shape of an aggregator that learns.
+//
+//	features [n,Input] → standardised → stem [n,Stem] → body → readout over tiles or sites → [bags,Dim]
+type Architecture struct {
+	// Kind is the body:
+	//   - sparse: two blocks of sparse convolutions over the map of tiles (Giga-SSL, arXiv 2212.03273);
+	//   - mlp: residual blocks on each tile for itself, no map;
+	//   - attention: the same, and a readout weighted by gated attention (Ilse et al., arXiv 1802.04712).
+	Kind  string `json:"kind" yaml:"kind"`
+	Input int    `json:"input" yaml:"input"` // length of the encoder's features
+	// Stem is what features are brought to first by a linear map, which starts as their principal
+	// components; 0 leaves them as they are.
+	Stem    int    `json:"stem" yaml:"stem"`
+	Width   int    `json:"width" yaml:"width"`
+	Blocks  int    `json:"blocks" yaml:"blocks"`                   // of mlp and attention
+	Heads   int    `json:"heads,omitempty" yaml:"heads,omitempty"` // of attention
+	Readout string `json:"readout" yaml:"readout"`                 // mean, or mean+sd
+}
+
+// DefaultArchitecture is the published one for features of this length.
+func DefaultArchitecture(kind string, input int) Architecture {
+	a := Architecture{Kind: kind, Input: input, Stem: 256, Width: 512, Readout: "mean"}
+	if input == 256 {
+		a.Stem = 0
+	}
+	switch kind {
+	case "mlp":
+		a.Blocks = 2
+	case "attention":
+		a.Blocks, a.Heads = 1, 4
+	}
+	return a
+}
+
+// Kinds and readouts there are.
+var (
+	Kinds    = []string{"sparse", "mlp", "attention"}
+	Readouts = []string{"mean", "mean+sd"}
+)
+
+// Check says what is wrong with an architecture.
+func (a Architecture) Check() error {
+	bad := func(why string, args ...any) error {
+		return &coverslip.Error{Kind: coverslip.Invalid, Op: "read the architecture", Err: fmt.Errorf(why, args...), Hint: "docs/PRETRAIN.md lists the settings"}
+	}
+	switch {
+	case !slices.Contains(Kinds, a.Kind):
+		return bad("there is no aggregator %q, only %v", a.Kind, Kinds)
+	case !slices.Contains(Readouts, a.Readout):
+		return bad("there is no readout %q, only %v", a.Readout, Readouts)
+	case a.Input < 1 || a.Input > 1<<16 || a.Stem < 0 || a.Stem > 1<<14 || a.Width < 1 || a.Width > 1<<14:
+		return bad("widths of %d, %d and %d", a.Input, a.Stem, a.Width)
+	case a.Kind != "sparse" && (a.Blocks < 0 || a.Blocks > 64):
+		return bad("%d blocks", a.Blocks)
+	case a.Kind == "attention" && (a.Heads < 1 || a.Heads > 256 || a.Heads > a.Width):
+		return bad("%d heads", a.Heads)
+	}
+	return nil
+}
+
+// Dim is the length of what it gives.
+func (a Architecture) Dim() int {
+	d := a.Width
+	if a.Kind == "attention" {
+		d = a.Width / a.Heads * a.Heads
+	}
+	if a.Readout == "mean+sd" {
+		d *= 2
+	}
+	return d
+}
+
+// Network is an aggregator of some architecture with its weights.
+type Network struct {
+	Architecture Architecture
+
+	mean, scale *nn.Param // of the encoder's features, fixed
+	stem        *nn.Dense // nil without one
+	sparse      *sparse.Network
+	first       *nn.Dense
+	normFirst   *nn.BatchNorm
+	blocks      []mlpBlock
+	gate        *nn.Dense // [width, 2·hidden]
+	heads       *nn.Dense
+}
+
+type mlpBlock struct {
+	in, out *nn.Dense
+	norm    *nn.BatchNorm
+	after   *nn.BatchNorm
+}
+
+// NewNetwork draws the weights of an architecture that was checked.
+func NewNetwork(a Architecture, rng *rand.Rand) *Network {
+	n := &Network{Architecture: a, mean: nn.NewParam("input.mean", 1, a.Input), scale: nn.NewParam("input.scale", 1, a.Input)}
+	n.mean.Fixed, n.scale.Fixed = true, true
+	for i := range n.scale.Value {
+		n.scale.Value[i] = 1
+	}
+	in := a.Input
+	if a.Stem > 0 {
+		n.stem = nn.NewDense("stem", in, a.Stem, true, rng)
+		in = a.Stem
+	}
+	if a.Kind == "sparse" {
+		n.sparse = sparse.New(in, a.Width, rng)
+		return n
+	}
+	n.first, n.normFirst = nn.NewDense("first", in, a.Width, false, rng), nn.NewBatchNorm("first.norm", a.Width)
+	for i := range a.Blocks {
+		name := fmt.Sprintf("block%d", i+1)
+		n.blocks = append(n.blocks, mlpBlock{nn.NewDense(name+".in", a.Width, a.Width, false, rng), nn.NewDense(name+".out", a.Width, a.Width, false, rng),
+			nn.NewBatchNorm(name+".norm1", a.Width), nn.NewBatchNorm(name+".norm2", a.Width)})
+	}
+	if a.Kind == "attention" {
+		const hidden = 128
+		n.gate = nn.NewDense("gate", a.Width, 2*hidden, true, rng)
+		n.heads = nn.NewDense("heads", hidden, a.Heads, false, rng)
+	}
+	return n
+}
+
+// Params are all of them, in order.
+func (n *Network) Params() []*nn.Param {
+	all := []*nn.Param{n.mean, n.scale}
+	if n.stem != nil {
+		all = append(all, n.stem.Params()...)
+	}
+	if n.sparse != nil {
+		return append(all, n.sparse.Params()...)
+	}
+	all = append(append(all, n.first.Params()...), n.normFirst.Params()...)
+	for _, b := range n.blocks {
+		all = append(append(all, b.in.Params()...), b.norm.Params()...)
+		all = append(append(all, b.out.Params()...), b.after.Params()...)
+	}
+	if n.gate != nil {
+		all = append(append(all, n.gate.Params()...), n.heads.Params()...)
+	}
+	return all
+}
+
+// Forward puts the network into a graph: [bags,Dim].
+func (n *Network) Forward(g *nn.Graph, b view.Batch) *nn.Node {
+	x, bags := b.X, b.Bags
+	var sites []nn.Site
+	if n.sparse != nil {
+		x, sites = sparse.Merge(b)
+	}
+	h := n.standardised(g, x)
+	if n.stem != nil {
+		h = n.stem.Apply(h)
+	}
+	if n.sparse != nil {
+		h, bags = n.sparse.Forward(h, sites, len(b.Bags)-1)
+		return n.read(h, bags)
+	}
+	h = n.normFirst.Apply(n.first.Apply(h), nil, true)
+	for _, b := range n.blocks {
+		h = b.after.Apply(b.out.Apply(b.norm.Apply(b.in.Apply(h), nil, true)), h, true)
+	}
+	if n.gate == nil {
+		return n.read(h, bags)
+	}
+	return n.attend(h, bags)
+}
+
+// standardised takes the mean off the features and divides them by what the scale says.
+func (n *Network) standardised(g *nn.Graph, x []float32) *nn.Node {
+	d := n.Architecture.Input
+	out := make([]float32, len(x))
+	nn.ParallelRows(len(x)/d, 2*d, func(from, to int) {
+		for i := from; i < to; i++ {
+			for k, v := range x[i*d : (i+1)*d] {
+				out[i*d+k] = (v - n.mean.Value[k]) * n.scale.Value[k]
+			}
+		}
+	})
+	return g.Constant(len(x)/d, d, out)
+}
+
+func (n *Network) read(h *nn.Node, bags nn.Segments) *nn.Node {
+	if n.Architecture.Readout == "mean+sd" {
+		return nn.SegmentMeanSD(h, bags)
+	}
+	return nn.SegmentMean(h, bags)
+}
+
+// attend weighs tiles by gated attention. Each head reads its own part of the width.
+func (n *Network) attend(h *nn.Node, bags nn.Segments) *nn.Node {
+	weights := nn.SegmentSoftmax(n.heads.Apply(nn.Gate(n.gate.Apply(h))), bags)
+	part := n.Architecture.Width / n.Architecture.Heads
+	var means, squares []*nn.Node
+	for k := range n.Architecture.Heads {
+		w, x := nn.Columns(weights, k, k+1), nn.Columns(h, k*part, (k+1)*part)
+		means = append(means, nn.SegmentWeighted(x, w, bags))
+		if n.Architecture.Readout == "mean+sd" {
+			squares = append(squares, nn.SegmentWeighted(nn.Mul(x, x), w, bags))
+		}
+	}
+	mean := nn.Beside(means...)
+	if squares == nil {
+		return mean
+	}
+	return nn.Beside(mean, nn.SD(mean, nn.Beside(squares...)))
+}
+
+// Fit sets what the network knows of the encoder's features before it learns: their mean and spread, and
+// as the stem's start their principal components, each scaled to unit variance. sample is [n,Input].
+func (n *Network) Fit(sample []float32) {
+	d := n.Architecture.Input
+	rows := len(sample) / d
+	mean, square := make([]float64, d), make([]float64, d)
+	for i := range rows {
+		for k, v := range sample[i*d : (i+1)*d] {
+			mean[k] += float64(v)
+			square[k] += float64(v) * float64(v)
+		}
+	}
+	var total float64
+	for k := range mean {
+		mean[k] /= float64(rows)
+		total += max(square[k]/float64(rows)-mean[k]*mean[k], 0)
+		n.mean.Value[k] = float32(mean[k])
+	}
+	// One scale for all: what varies little should not be made to.
+	scale := 1 / math.Sqrt(max(total/float64(d), 1e-12))
+	for k := range n.scale.Value {
+		n.scale.Value[k] = float32(scale)
+	}
+	if n.stem == nil {
+		return
+	}
+	components, variances := principal(sample, mean, scale, d, min(n.Architecture.Stem, d, max(rows-1, 1)))
+	for j := range components {
+		by := 1 / math.Sqrt(max(variances[j], 1e-6))
+		for k, v := range components[j] {
+			n.stem.W.Value[k*n.Architecture.Stem+j] = float32(v * by)
+		}
+	}
+	clear(n.stem.B.Value)
+}

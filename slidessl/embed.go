@@ -1,0 +1,129 @@
+package slidessl
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"math/rand/v2"
+
+	"coverslip"
+	"coverslip/internal/nn"
+	"coverslip/slidessl/view"
+)
+
+// Reading says how a trained aggregator reads a slide: the mean of its output over views drawn as in
+// training, brought to length one (Giga-SSL: 100 views of 5 tiles). With Views 0 it is one view of all
+// tiles, each once.
+type Reading struct {
+	Views int       `json:"views" yaml:"views"`
+	View  view.Spec `json:"view" yaml:"view"` // of which only the large views are drawn
+	Seed  uint64    `json:"seed" yaml:"seed"`
+}
+
+// Embed is the embedding of a slide of src, [Dim], of length one. Equal arguments give equal bits.
+func (t *Trained) Embed(ctx context.Context, mem *nn.Memory, src Source, slide int, r Reading, tap string) ([]float32, error) {
+	rng := rand.New(rand.NewPCG(r.Seed, 0))
+	d := src.Dim()
+	b := view.Batch{Dim: d, Bags: nn.Segments{0}}
+	var sum []float64
+	flush := func() error {
+		if len(b.Bags) == 1 {
+			return nil
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		rows, dim, err := t.forward(mem, b, tap)
+		if err != nil {
+			return err
+		}
+		if sum == nil {
+			sum = make([]float64, dim)
+		}
+		for i, v := range rows {
+			sum[i%dim] += float64(v)
+		}
+		b.X, b.At, b.Bags = b.X[:0], b.At[:0], b.Bags[:1]
+		return nil
+	}
+	add := func(stored int, tiles []int, at []view.Place) error {
+		from := len(b.X)
+		b.X = append(b.X, make([]float32, len(tiles)*d)...)
+		b.At = append(b.At, at...)
+		b.Bags = append(b.Bags, len(b.At))
+		return src.Read(b.X[from:], slide, stored, tiles)
+	}
+	for v := range max(r.Views, 1) {
+		stored := 0
+		if !r.View.Plain && r.Views > 0 {
+			stored = rng.IntN(src.Stored(slide))
+		}
+		places, err := src.Places(slide, stored)
+		if err != nil {
+			return nil, err
+		}
+		var tiles []int
+		at := places
+		if r.Views > 0 {
+			tiles, at, err = r.View.Draw(rng, 0, places)
+		} else {
+			for i := range places {
+				tiles = append(tiles, i)
+			}
+			if len(places) == 0 {
+				err = view.ErrEmpty
+			}
+		}
+		if err != nil {
+			return nil, &coverslip.Error{Kind: coverslip.Invalid, Op: "embed", Path: src.Name(slide), Err: err, Hint: "the slide has no tissue; lower --min-tissue if it should have"}
+		}
+		if err := add(stored, tiles, at); err != nil {
+			return nil, err
+		}
+		if len(b.At) >= 512 || v == max(r.Views, 1)-1 {
+			if err := flush(); err != nil {
+				return nil, err
+			}
+		}
+	}
+	out := make([]float32, len(sum))
+	var square float64
+	for k := range sum {
+		sum[k] /= float64(max(r.Views, 1))
+		square += sum[k] * sum[k]
+	}
+	if !(square > 0) || math.IsInf(square, 0) {
+		return nil, &coverslip.Error{Kind: coverslip.Invalid, Op: "embed", Path: src.Name(slide), Err: fmt.Errorf("the embedding has length %g", math.Sqrt(square)),
+			Hint: "the features or the aggregator hold NaN, infinities or zeros; coverslip models verify"}
+	}
+	for k, v := range sum {
+		out[k] = float32(v / math.Sqrt(square))
+	}
+	return out, nil
+}
+
+// forward runs a batch, up to a layer of the projector where tap names one.
+func (t *Trained) forward(mem *nn.Memory, b view.Batch, tap string) ([]float32, int, error) {
+	g := nn.NewGraph(mem, false)
+	defer g.Close()
+	h := t.Network.Forward(g, b)
+	if tap != "" && tap != Backbone {
+		h = t.Objective.Tap(h, tap)
+	}
+	if err := g.Forward(h); err != nil {
+		return nil, 0, err
+	}
+	return append([]float32(nil), h.Value()...), h.Cols, nil
+}
+
+// Backbone is the tap before the projector: the aggregator's own output.
+const Backbone = "backbone"
+
+// Taps are the layers whose output may serve as an embedding.
+func (t *Trained) Taps() []string {
+	if t.Objective == nil {
+		return []string{Backbone}
+	}
+	return append([]string{Backbone}, t.Objective.Taps()...)
+}
+
