@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// SlideID names a slide: the SHA-256 of its bytes as 64 lower-case hexadecimal digits.
+// SlideID names a slide: the SHA-256 of its bytes as 64 lower-case hexadecimal digits. While it is
+// Provisional it is that of what is said of the bytes.
 type SlideID string
 
 // ParseSlideID checks that s is a whole slide id.
@@ -61,12 +62,13 @@ func (m MPP) Known() bool { return m.Value > 0 }
 type State string
 
 const (
-	Queued      State = "queued"    // registered, waiting for a worker
-	Encoding    State = "encoding"  // a worker has it
-	Embedded    State = "embedded"  // bag and embedding are there
-	NoTissue    State = "no_tissue" // the bag is empty; there is nothing to embed
-	AwaitingMPP State = "needs_mpp" // nothing says how large a pixel is
-	Failed      State = "failed"    // see Reason
+	Registered  State = "registered" // known; nobody has asked for its embedding
+	Queued      State = "queued"     // waiting for a worker
+	Encoding    State = "encoding"   // a worker has it
+	Embedded    State = "embedded"   // bag and embedding are there
+	NoTissue    State = "no_tissue"  // the bag is empty; there is nothing to embed
+	AwaitingMPP State = "needs_mpp"  // nothing says how large a pixel is
+	Failed      State = "failed"     // see Reason
 )
 
 // Done reports whether no worker will touch the slide again unless somebody asks.
@@ -78,6 +80,10 @@ type Slide struct {
 	Name     string  `json:"name"`     // as the user called it, without folders
 	Location string  `json:"location"` // an absolute path, or blob:<key> for an uploaded one
 	Bytes    int64   `json:"bytes"`
+	// Provisional is a slide whose bytes nobody has read yet: its id will change to their SHA-256, and
+	// be found under the old one, too. What the file says of itself is not known yet.
+	Provisional bool   `json:"provisional,omitempty"`
+	MD5         string `json:"md5,omitempty"` // that the bytes must have, where a manifest says it
 
 	Format         string  `json:"format"`
 	Width          int     `json:"width"`  // level 0, pixels
@@ -87,7 +93,8 @@ type Slide struct {
 	ObjectivePower float64 `json:"objective_power,omitempty"` // 20 for 20×; 0 when unknown
 
 	State      State     `json:"state"`
-	Reason     string    `json:"reason,omitempty"` // why Failed or AwaitingMPP, with the remedy
+	Kind       Kind      `json:"kind,omitempty"`   // of the error, where Failed or AwaitingMPP
+	Reason     string    `json:"reason,omitempty"` // why, with the remedy
 	Registered time.Time `json:"registered"`
 	Changed    time.Time `json:"changed"`
 }

@@ -49,7 +49,7 @@ type problem struct {
 	Detail    string              `json:"detail" doc:"What went wrong, with what, doing what" example:"slide 5a1b6d: look up: no such slide"`
 	Kind      coverslip.Kind      `json:"kind" doc:"What sort of thing went wrong; programs should decide by it" enum:"invalid,unsupported,needs_mpp,not_found,conflict,too_large,full,unavailable,environment,canceled,internal" example:"not_found"`
 	Hint      string              `json:"hint,omitempty" doc:"What to do about it" example:"GET /v1/slides lists what is there"`
-	State     coverslip.State     `json:"state,omitempty" doc:"Where the slide stands, when that is why the answer is missing" enum:"queued,encoding,embedded,no_tissue,needs_mpp,failed" example:"queued"`
+	State     coverslip.State     `json:"state,omitempty" doc:"Where the slide stands, when that is why the answer is missing" enum:"registered,queued,encoding,embedded,no_tissue,needs_mpp,failed" example:"queued"`
 	RequestID string              `json:"request_id,omitempty" doc:"Find this request in the server's log" example:"MFRGGZDFMZTWQ2LK"`
 	Errors    []*huma.ErrorDetail `json:"errors,omitempty" nullable:"false" doc:"Each parameter that was refused"`
 }

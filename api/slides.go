@@ -54,7 +54,7 @@ func (s *server) slideRoutes() {
 var ofOneSlide = slices.Concat([]coverslip.Kind{coverslip.NotFound, coverslip.Conflict}, stumbles)
 
 type listInput struct {
-	State  coverslip.State `query:"state" doc:"Only slides in this state" enum:"queued,encoding,embedded,no_tissue,needs_mpp,failed" example:"embedded"`
+	State  coverslip.State `query:"state" doc:"Only slides in this state" enum:"registered,queued,encoding,embedded,no_tissue,needs_mpp,failed" example:"embedded"`
 	Limit  int             `query:"limit" doc:"Slides on a page" minimum:"1" maximum:"1000" default:"100"`
 	Cursor string          `query:"cursor" doc:"The next member of the page before; nothing to be made up or taken apart" maxLength:"200"`
 }

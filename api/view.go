@@ -14,13 +14,16 @@ type slideView struct {
 	ID             coverslip.SlideID `json:"id" doc:"SHA-256 of the slide's bytes" pattern:"^[0-9a-f]{64}$"`
 	Name           string            `json:"name" doc:"As the user called it, without folders"`
 	Bytes          int64             `json:"bytes" doc:"Size of the file"`
+	Provisional    bool              `json:"provisional,omitempty" doc:"Nobody has read its bytes yet; its id will change to their SHA-256, and be found under this one, too"`
+	MD5            string            `json:"md5,omitempty" doc:"What its bytes must have, where a manifest says so"`
 	Format         string            `json:"format" doc:"What the file was recognised as"`
 	Width          int               `json:"width" doc:"Of level 0, in pixels"`
 	Height         int               `json:"height" doc:"Of level 0, in pixels"`
 	Levels         []levelView       `json:"levels" nullable:"false" doc:"The pyramid, finest first"`
 	MPP            mppView           `json:"mpp" doc:"Resolution of level 0"`
 	ObjectivePower float64           `json:"objective_power,omitempty" doc:"20 for 20×; absent when unknown"`
-	State          coverslip.State   `json:"state" doc:"Where the slide stands on its way to an embedding" enum:"queued,encoding,embedded,no_tissue,needs_mpp,failed"`
+	State          coverslip.State   `json:"state" doc:"Where the slide stands on its way to an embedding" enum:"registered,queued,encoding,embedded,no_tissue,needs_mpp,failed"`
+	Kind           coverslip.Kind    `json:"kind,omitempty" doc:"What sort of thing went wrong, where the state is failed or needs_mpp"`
 	Reason         string            `json:"reason,omitempty" doc:"Why the state is failed or needs_mpp, and what to do"`
 	Registered     time.Time         `json:"registered" doc:"When it was first seen"`
 	Changed        time.Time         `json:"changed" doc:"When its state last changed"`
@@ -96,10 +99,10 @@ type neighbourView struct {
 
 func viewSlide(s coverslip.Slide) slideView {
 	return slideView{
-		ID: s.ID, Name: s.Name, Bytes: s.Bytes, Format: s.Format, Width: s.Width, Height: s.Height,
+		ID: s.ID, Name: s.Name, Bytes: s.Bytes, Provisional: s.Provisional, MD5: s.MD5, Format: s.Format, Width: s.Width, Height: s.Height,
 		Levels: each(s.Levels, func(l coverslip.Level) levelView { return levelView(l) }),
 		MPP:    mppView(s.MPP), ObjectivePower: s.ObjectivePower,
-		State: s.State, Reason: s.Reason, Registered: s.Registered, Changed: s.Changed,
+		State: s.State, Kind: s.Kind, Reason: s.Reason, Registered: s.Registered, Changed: s.Changed,
 	}
 }
 

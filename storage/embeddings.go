@@ -35,6 +35,33 @@ func (q queries) Bag(ctx context.Context, key string) (coverslip.Bag, error) {
 	return b, pgerr.Wrap(op, err)
 }
 
+// BagsAmong says which of the keys are of bags that are there.
+func (q queries) BagsAmong(ctx context.Context, keys []string) (map[string]bool, error) {
+	rows, _ := q.q.Query(ctx, `select key from bags where key = any($1)`, keys) // CollectRows returns the error
+	found, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	there := make(map[string]bool, len(found))
+	for _, key := range found {
+		there[key] = true
+	}
+	return there, pgerr.Wrap("look up bags", err)
+}
+
+// BagsOfEmbeddings returns the keys of the bags that embeddings were computed from, by slide.
+func (q queries) BagsOfEmbeddings(ctx context.Context, encoder, aggregator string) (map[coverslip.SlideID]string, error) {
+	const op = "look up the bags of embeddings"
+	from := map[coverslip.SlideID]string{}
+	var slide coverslip.SlideID
+	var bag string
+	rows, err := q.q.Query(ctx, `select slide, bag from embeddings where encoder = $1 and aggregator = $2`, encoder, aggregator)
+	if err == nil {
+		_, err = pgx.ForEachRow(rows, []any{&slide, &bag}, func() error {
+			from[slide] = bag
+			return nil
+		})
+	}
+	return from, pgerr.Wrap(op, err)
+}
+
 // Bags returns a slide's bags under an encoder, the longest first.
 func (q queries) Bags(ctx context.Context, slide coverslip.SlideID, encoder string) ([]coverslip.Bag, error) {
 	rows, _ := q.q.Query(ctx, selectBag+`where slide = $1 and encoder = $2 order by tiles desc, key`, slide, encoder)

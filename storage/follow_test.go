@@ -211,7 +211,7 @@ func TestPostgresRestarted(t *testing.T) {
 	t.Cleanup(func() { _ = server.Stop() })
 
 	for { // the pool drops its dead connections one by one
-		err := db.SetState(t.Context(), b.ID, coverslip.Embedded, "")
+		err := db.SetState(t.Context(), b.ID, coverslip.Embedded, nil)
 		if err == nil {
 			break
 		}
@@ -227,7 +227,7 @@ func TestPostgresRestarted(t *testing.T) {
 func TestWaitDone(t *testing.T) {
 	db := storagetest.New(t)
 	a, b := register(t, db, slide("a")), register(t, db, slide("b"))
-	fatal(t, db.SetState(t.Context(), b.ID, coverslip.NoTissue, "")) // done before anybody waits
+	fatal(t, db.SetState(t.Context(), b.ID, coverslip.NoTissue, nil)) // done before anybody waits
 
 	seen := make(chan coverslip.Slide, 10)
 	end := make(chan error, 1)
@@ -243,7 +243,7 @@ func TestWaitDone(t *testing.T) {
 		t.Errorf("at first %v", states)
 	}
 	for _, state := range []coverslip.State{coverslip.Encoding, coverslip.Embedded} {
-		fatal(t, db.SetState(t.Context(), a.ID, state, ""))
+		fatal(t, db.SetState(t.Context(), a.ID, state, nil))
 		if s := within(t, seen, string(state)); s.ID != a.ID || s.State != state {
 			t.Errorf("got %s %s, want %s", s.ID.Short(), s.State, state)
 		}

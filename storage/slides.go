@@ -43,9 +43,9 @@ func (q queries) Register(ctx context.Context, s coverslip.Slide) (stored covers
 	return stored, false, err
 }
 
-// Slide returns one slide, or NotFound.
+// Slide returns the slide that has this id, or had it while it was provisional; NotFound where there is none.
 func (q queries) Slide(ctx context.Context, id coverslip.SlideID) (coverslip.Slide, error) {
-	rows, _ := q.q.Query(ctx, `select `+slideColumns+` from slides where id = $1`, id)
+	rows, _ := q.q.Query(ctx, `select `+slideColumns+` from slides where id = coalesce((select slide from slide_aliases where alias = $1), $1)`, id)
 	s, err := pgx.CollectExactlyOneRow(rows, scanSlide)
 	return s, ofSlide(id, "look up the slide", err)
 }
@@ -67,6 +67,8 @@ func (q queries) SlideByPrefix(ctx context.Context, prefix string) (coverslip.Sl
 	switch {
 	case err != nil:
 		return coverslip.Slide{}, pgerr.Wrap(e.Op, err)
+	case len(found) == 0 && len(prefix) == 64:
+		return q.Slide(ctx, coverslip.SlideID(prefix)) // it may be one that was provisional
 	case len(found) == 0:
 		e.Kind, e.Err, e.Hint = coverslip.NotFound, errors.New("no slide has this id"), "list them: coverslip slides list"
 		return coverslip.Slide{}, e
@@ -113,6 +115,17 @@ func (q queries) Slides(ctx context.Context, f SlideFilter) ([]coverslip.Slide, 
 	return slides, pgerr.Wrap("list slides", err)
 }
 
+// SlidesAmong says which of the ids are of slides that are registered.
+func (q queries) SlidesAmong(ctx context.Context, ids []string) (map[string]bool, error) {
+	rows, _ := q.q.Query(ctx, `select id from slides where id = any($1)`, ids) // CollectRows returns the error
+	found, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	there := make(map[string]bool, len(found))
+	for _, id := range found {
+		there[id] = true
+	}
+	return there, pgerr.Wrap("look up slides", err)
+}
+
 // Place is what a slide is called and where it lies.
 type Place struct {
 	ID             coverslip.SlideID
@@ -156,11 +169,15 @@ func (q queries) CountSlides(ctx context.Context) (map[coverslip.State]int, erro
 	return counts, pgerr.Wrap(op, err)
 }
 
-// SetState writes where a slide stands and why. The queue moves slides between Queued and Encoding by
-// itself; the worker sets how it ended.
-func (q queries) SetState(ctx context.Context, id coverslip.SlideID, state coverslip.State, reason string) error {
+// SetState writes where a slide stands and, with the kind and the text of an error, why. The queue moves
+// slides between Queued and Encoding by itself; the worker sets how it ended.
+func (q queries) SetState(ctx context.Context, id coverslip.SlideID, state coverslip.State, why error) error {
+	reason := ""
+	if why != nil {
+		reason = why.Error()
+	}
 	return q.updateSlide(ctx, id, "set the slide's state",
-		`update slides set state = $2, reason = $3, changed = now() where id = $1`, id, state, reason)
+		`update slides set state = $2, kind = $3, reason = $4, changed = now() where id = $1`, id, state, coverslip.KindOf(why), reason)
 }
 
 // SetMPP writes a slide's resolution.
@@ -190,12 +207,12 @@ func (q queries) updateSlide(ctx context.Context, id coverslip.SlideID, op, sql 
 	return ofSlide(id, op, err)
 }
 
-const slideColumns = `id, name, location, bytes, format, width, height, levels, mpp, mpp_source, mpp_doubt,
-	objective_power, state, reason, registered, changed`
+const slideColumns = `id, name, location, bytes, provisional, md5, format, width, height, levels, mpp, mpp_source, mpp_doubt,
+	objective_power, state, kind, reason, registered, changed`
 
 func scanSlide(row pgx.CollectableRow) (s coverslip.Slide, err error) {
-	err = row.Scan(&s.ID, &s.Name, &s.Location, &s.Bytes, &s.Format, &s.Width, &s.Height, &s.Levels,
-		&s.MPP.Value, &s.MPP.Source, &s.MPP.Doubt, &s.ObjectivePower, &s.State, &s.Reason, &s.Registered, &s.Changed)
+	err = row.Scan(&s.ID, &s.Name, &s.Location, &s.Bytes, &s.Provisional, &s.MD5, &s.Format, &s.Width, &s.Height, &s.Levels,
+		&s.MPP.Value, &s.MPP.Source, &s.MPP.Doubt, &s.ObjectivePower, &s.State, &s.Kind, &s.Reason, &s.Registered, &s.Changed)
 	s.Registered, s.Changed = s.Registered.UTC(), s.Changed.UTC()
 	return s, err
 }

@@ -157,7 +157,7 @@ func TestPagesAreStable(t *testing.T) {
 		}
 		if len(got) <= 8 {
 			register(t, db, slide(fmt.Sprint("meanwhile", len(got))))
-			fatal(t, db.SetState(t.Context(), got[0], coverslip.Failed, "x"))
+			fatal(t, db.SetState(t.Context(), got[0], coverslip.Failed, errors.New("x")))
 		}
 		f.After = storage.CursorAt(page[len(page)-1])
 	}
@@ -169,7 +169,7 @@ func TestPagesAreStable(t *testing.T) {
 func TestSlidesByStateAndCohort(t *testing.T) {
 	db := storagetest.New(t)
 	a, b := register(t, db, slide("a")), register(t, db, slide("b"))
-	fatal(t, db.SetState(t.Context(), b.ID, coverslip.Failed, "broken"))
+	fatal(t, db.SetState(t.Context(), b.ID, coverslip.Failed, errors.New("broken")))
 	fatal(t, db.AddToCohort(t.Context(), "crc", coverslip.Member{Slide: a.ID, Patient: "p1", Labels: map[string]any{"msi": "1", "grade": 2.0}}))
 	fatal(t, db.AddToCohort(t.Context(), "crc", coverslip.Member{Slide: a.ID, Site: "s1", Labels: map[string]any{"grade": 3.0}}))
 
@@ -208,7 +208,7 @@ func TestSlidesByStateAndCohort(t *testing.T) {
 func TestUpdatesOfUnknownSlides(t *testing.T) {
 	db := storagetest.New(t)
 	id := slide("unknown").ID
-	wantKind(t, db.SetState(t.Context(), id, coverslip.Failed, ""), coverslip.NotFound)
+	wantKind(t, db.SetState(t.Context(), id, coverslip.Failed, nil), coverslip.NotFound)
 	wantKind(t, db.SetMPP(t.Context(), id, coverslip.MPP{Value: 0.5, Source: coverslip.MPPUser}), coverslip.NotFound)
 	wantKind(t, db.PutBag(t.Context(), bag(id)), coverslip.NotFound)
 	_, err := db.Bag(t.Context(), hash("no bag"))
@@ -325,7 +325,7 @@ func TestDeadlockIsRunAgain(t *testing.T) {
 		done.Go(func() {
 			first := true
 			err := db.InTx(t.Context(), func(tx *storage.Tx) error {
-				if err := tx.SetState(t.Context(), order[0], coverslip.Failed, "x"); err != nil {
+				if err := tx.SetState(t.Context(), order[0], coverslip.Failed, errors.New("x")); err != nil {
 					return err
 				}
 				if first { // hold one lock each before asking for the other's
@@ -333,7 +333,7 @@ func TestDeadlockIsRunAgain(t *testing.T) {
 					both.Done()
 					both.Wait()
 				}
-				return tx.SetState(t.Context(), order[1], coverslip.Failed, "x")
+				return tx.SetState(t.Context(), order[1], coverslip.Failed, errors.New("x"))
 			})
 			if err != nil {
 				t.Error(err)

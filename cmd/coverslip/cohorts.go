@@ -4,15 +4,20 @@ import (
 	"encoding/csv"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
+	"time"
 
 	"coverslip"
+	"coverslip/storage"
 )
 
 type cohortsCmd struct {
-	List   cohortsListCmd   `cmd:"" default:"withargs" help:"List cohorts."`
-	Show   cohortsShowCmd   `cmd:"" help:"Show the columns of one."`
-	Export cohortsExportCmd `cmd:"" help:"Write one as a table, which import csv reads."`
-	Freeze cohortsFreezeCmd `cmd:"" help:"Make a version that does not change: NAME@1."`
+	List     cohortsListCmd     `cmd:"" default:"withargs" help:"List cohorts."`
+	Show     cohortsShowCmd     `cmd:"" help:"Show the columns of one."`
+	Export   cohortsExportCmd   `cmd:"" help:"Write one as a table, which import csv reads."`
+	Progress cohortsProgressCmd `cmd:"" help:"Say how far the slides of one are."`
+	Freeze   cohortsFreezeCmd   `cmd:"" help:"Make a version that does not change: NAME@1."`
 }
 
 type cohortsListCmd struct{ dataFlags }
@@ -199,4 +204,97 @@ func (c *cohortsFreezeCmd) Run(e *env) error {
 	}
 	e.printCohort(cohort)
 	return nil
+}
+
+type cohortsProgressCmd struct {
+	Name   string `arg:"" help:"Which cohort."`
+	Follow bool   `short:"f" help:"Stay until nothing waits any more."`
+	dataFlags
+}
+
+// Help is shown by coverslip cohorts progress --help.
+func (cohortsProgressCmd) Help() string {
+	return `Examples:
+  coverslip cohorts progress brca
+  coverslip cohorts progress brca --follow
+
+Exit code 1 when slides failed. With --json, one object a line, with --follow one each time it changes.`
+}
+
+// Run shows how far a cohort is, once or until it is done.
+func (c *cohortsProgressCmd) Run(e *env) error {
+	p, err := c.connect(e)
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	var last storage.Progress
+	var bar func(int)
+	for {
+		now, err := p.DB.Progress(e, c.Name)
+		if err != nil {
+			return err
+		}
+		over := !c.Follow || now.Waiting() == 0
+		switch {
+		case e.json && (over || !sameProgress(now, last)):
+			if err := e.emit(now); err != nil {
+				return err
+			}
+		case !e.json && over:
+			e.printProgress(now)
+		case !e.json:
+			if bar == nil {
+				bar = e.progressOf("encoding "+c.Name, "slides", now.Slides)
+			}
+			bar(now.Slides - now.Waiting())
+		}
+		if over {
+			if n := now.States[coverslip.Failed] + now.States[coverslip.AwaitingMPP]; n > 0 {
+				return &someFailed{n}
+			}
+			return nil
+		}
+		last = now
+		select {
+		case <-e.Done():
+			return e.Err()
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// sameProgress is as people see it: the rate changes with every look.
+func sameProgress(a, b storage.Progress) bool {
+	return a.Slides == b.Slides && maps.Equal(a.States, b.States) && slices.Equal(a.Failed, b.Failed)
+}
+
+func (e *env) printProgress(p storage.Progress) {
+	e.printf("%s: %d of %s done", p.Cohort, p.Done(), count(p.Slides, "slide"))
+	if n := p.States[coverslip.Encoding]; n > 0 {
+		e.printf(", %d being encoded", n)
+	}
+	if n := p.States[coverslip.Queued]; n > 0 {
+		e.printf(", %d waiting", n)
+	}
+	if n := p.States[coverslip.Registered]; n > 0 {
+		e.printf(", %d that nobody has asked for (coverslip encode --cohort %s)", n, p.Cohort)
+	}
+	e.printf("\n")
+	if p.PerHour > 0 {
+		e.printf("%.0f an hour", p.PerHour)
+		if p.Waiting() > 0 {
+			e.printf(", %s left", time.Duration(p.SecondsLeft)*time.Second)
+		}
+		e.printf("\n")
+	}
+	if len(p.Failed) == 0 {
+		return
+	}
+	rows := []string{"failed\tslides\tfor example"}
+	for _, f := range p.Failed {
+		rows = append(rows, fmt.Sprintf("%s\t%d\t%s", f.Kind, f.Slides, f.Example))
+	}
+	e.table(rows...)
+	e.printf("try them again: coverslip jobs retry --cohort %s --kind KIND\n", p.Cohort)
 }

@@ -14,13 +14,14 @@ import (
 )
 
 type encodeCmd struct {
-	Slide   []string `arg:"" optional:"" help:"Slides that are registered: their ids, or the first 6 digits. None: all, or those of --cohort."`
-	Cohort  string   `placeholder:"NAME" help:"The slides of this cohort."`
-	Views   int      `placeholder:"V" help:"Make a bag of so many augmented views instead, as slide-level self-supervision needs them."`
-	Tiles   int      `default:"256" help:"Tiles of each view, drawn with replacement (${default})."`
-	Augment string   `default:"gigassl" placeholder:"NAME|FILE" help:"How views are augmented: gigassl, histo, none, or a file of transforms (${default})."`
-	Seed    uint64   `default:"1" help:"Of the views' draws (${default})."`
-	Wait    bool     `help:"Stay until it is done."`
+	Slide    []string `arg:"" optional:"" help:"Slides that are registered: their ids, or the first 6 digits. None: all, or those of --cohort."`
+	Cohort   string   `placeholder:"NAME" help:"The slides of this cohort."`
+	Views    int      `placeholder:"V" help:"Make a bag of so many augmented views instead, as slide-level self-supervision needs them."`
+	Tiles    int      `default:"256" help:"Tiles of each view, drawn with replacement (${default})."`
+	Augment  string   `default:"gigassl" placeholder:"NAME|FILE" help:"How views are augmented: gigassl, histo, none, or a file of transforms (${default})."`
+	Seed     uint64   `default:"1" help:"Of the views' draws (${default})."`
+	Wait     bool     `help:"Stay until it is done."`
+	Priority int      `default:"2" placeholder:"1-4" help:"1 comes before what others asked for, 4 after it (${default})."`
 	budgetFlags
 	encoderFlags
 	dataFlags
@@ -65,6 +66,9 @@ func (c *encodeCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
+	if c.Priority < 1 || c.Priority > 4 {
+		return &usageError{"--priority is 1 (first) to 4 (last)"}
+	}
 	return c.with(e, c.encoderFlags, func(p *platform, in *ingest.Ingest) error {
 		in.Plan.Budget = c.budget()
 		slides, err := c.slides(e, p)
@@ -107,27 +111,39 @@ type encodeResult struct {
 
 func (c *encodeCmd) encode(e *env, p *platform, in *ingest.Ingest, slides []coverslip.Slide, views *coverslip.Views) error {
 	started := time.Now()
+	jobs, err := in.Encode(e, slides, views, c.Priority)
+	if err != nil {
+		return err
+	}
 	var queued []encodeResult
-	for _, s := range slides {
-		job, fresh, err := in.Encode(e, s, views)
-		if err != nil {
-			return err
+	added, waited, there := 0, 0, 0
+	for i, s := range slides {
+		r := encodeResult{Slide: s.ID, Name: s.Name, Work: "none", Job: jobs[i].ID}
+		message := "there already: no work was done"
+		switch {
+		case r.Job == 0:
+			there++
+		case jobs[i].Added:
+			added++
+			r.Work, message = "queued", "queued"
+		default:
+			waited++
+			r.Work, message = "queued", "in the queue already"
 		}
-		r := encodeResult{Slide: s.ID, Name: s.Name, Work: "none", Job: job}
-		if job > 0 {
-			r.Work = "queued"
+		if r.Job > 0 {
 			queued = append(queued, r)
 			if c.Wait {
 				continue
 			}
 		}
-		message := map[bool]string{true: "queued", false: "in the queue already"}[fresh]
-		if job == 0 {
-			message = "there already: no work was done"
+		if e.json || len(slides) <= 20 {
+			if err := c.print(e, r, message); err != nil {
+				return err
+			}
 		}
-		if err := c.print(e, r, message); err != nil {
-			return err
-		}
+	}
+	if !e.json && len(slides) > 20 {
+		e.printf("%d queued, %d in the queue already, %d there already\n", added, waited, there)
 	}
 	switch {
 	case len(queued) == 0:
@@ -135,6 +151,9 @@ func (c *encodeCmd) encode(e *env, p *platform, in *ingest.Ingest, slides []cove
 	case !c.Wait:
 		if !e.json {
 			e.printf("start workers with: coverslip up\n")
+			if c.Cohort != "" {
+				e.printf("see how far they are: coverslip cohorts progress %s --follow\n", c.Cohort)
+			}
 		}
 		return nil
 	}
@@ -159,7 +178,7 @@ func (c *encodeCmd) wait(e *env, p *platform, in *ingest.Ingest, queued []encode
 			}
 			bars[id](done)
 		}
-		stop, err := p.work(e, in)
+		stop, err := p.work(e, in, atHand)
 		if err != nil {
 			return err
 		}

@@ -19,6 +19,8 @@ import (
 )
 
 type importCmd struct {
+	GDC  importGDCCmd  `cmd:"" name:"gdc" help:"Register the slides of a GDC manifest where they lie, without reading them."`
+	S3   importS3Cmd   `cmd:"" name:"s3" help:"Register the slides of a bucket where they lie, without reading them."`
 	CSV  importCSVCmd  `cmd:"" name:"csv" help:"Put registered slides into a cohort, with patient, site and labels from a table."`
 	Bags importBagsCmd `cmd:"" help:"Bring in features that another tool computed."`
 }

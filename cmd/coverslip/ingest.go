@@ -197,7 +197,7 @@ func (c *ingestCmd) wait(e *env, p *platform, in *ingest.Ingest, waiting map[cov
 		bars[id](done)
 	}
 	if p.owner() {
-		stop, err := p.work(e, in)
+		stop, err := p.work(e, in, atHand)
 		if err != nil {
 			return 0, err
 		}

@@ -50,7 +50,7 @@ type cli struct {
 	Tiles   tilesCmd   `cmd:"" group:"Slides" help:"Find tissue and cut a slide into tiles. Needs no database."`
 	Ingest  ingestCmd  `cmd:"" group:"Slides" help:"Register slides where they lie, encode and embed them."`
 	Encode  encodeCmd  `cmd:"" group:"Slides" help:"Encode slides that are registered: under a budget, or augmented views."`
-	Import  importCmd  `cmd:"" group:"Slides" help:"Bring in labels, or features that other tools computed."`
+	Import  importCmd  `cmd:"" group:"Slides" help:"Bring in cohorts: GDC manifests, buckets, tables of labels; and features that other tools computed."`
 	Cohorts cohortsCmd `cmd:"" group:"Slides" help:"List cohorts, show, version or export one."`
 	Slides  slidesCmd  `cmd:"" group:"Slides" help:"List slides, or show one."`
 	Jobs    jobsCmd    `cmd:"" group:"Slides" help:"List, retry or cancel the work in the queue."`

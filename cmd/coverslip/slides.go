@@ -10,7 +10,7 @@ import (
 
 type slidesCmd struct {
 	Slide  string `arg:"" optional:"" placeholder:"ID" help:"Show this one: its id, or the first 6 digits of it."`
-	State  string `enum:",queued,encoding,embedded,no_tissue,needs_mpp,failed" default:"" help:"Only slides in this state: queued, encoding, embedded, no_tissue, needs_mpp or failed."`
+	State  string `enum:",registered,queued,encoding,embedded,no_tissue,needs_mpp,failed" default:"" help:"Only slides in this state: registered, queued, encoding, embedded, no_tissue, needs_mpp or failed."`
 	Cohort string `placeholder:"NAME" help:"Only slides of this cohort."`
 	Limit  int    `default:"0" help:"At most so many; 0 is all."`
 	encoderFlags

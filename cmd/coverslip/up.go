@@ -17,6 +17,7 @@ import (
 
 type upCmd struct {
 	Addr string `default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Where the API listens (${default}); port 0 takes a free one."`
+	workFlags
 	encoderFlags
 	dataFlags
 }
@@ -32,7 +33,9 @@ Everything lies in one folder. Ctrl-C stops it cleanly; after a crash it goes on
 }
 
 // Run runs API and workers until it is told to stop.
-func (c *upCmd) Run(e *env) error { return serve(e, &c.dataFlags, c.encoderFlags, c.Addr, true) }
+func (c *upCmd) Run(e *env) error {
+	return serve(e, &c.dataFlags, c.encoderFlags, c.Addr, &c.workFlags)
+}
 
 type serveCmd struct {
 	Addr string `default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Where the API listens (${default})."`
@@ -48,15 +51,15 @@ func (serveCmd) Help() string {
 }
 
 // Run runs the API until it is told to stop.
-func (c *serveCmd) Run(e *env) error { return serve(e, &c.dataFlags, c.encoderFlags, c.Addr, false) }
+func (c *serveCmd) Run(e *env) error { return serve(e, &c.dataFlags, c.encoderFlags, c.Addr, nil) }
 
-func serve(e *env, data *dataFlags, enc encoderFlags, addr string, workers bool) error {
+func serve(e *env, data *dataFlags, enc encoderFlags, addr string, workers *workFlags) error {
 	return data.with(e, enc, func(p *platform, in *ingest.Ingest) error { return p.serve(e, in, addr, workers) })
 }
 
-func (p *platform) serve(e *env, in *ingest.Ingest, addr string, workers bool) error {
-	if workers {
-		stop, err := p.work(e, in)
+func (p *platform) serve(e *env, in *ingest.Ingest, addr string, workers *workFlags) error {
+	if workers != nil {
+		stop, err := p.work(e, in, *workers)
 		if err != nil {
 			return err
 		}
@@ -110,6 +113,7 @@ func (p *platform) ready(ctx context.Context) []api.Check {
 }
 
 type workCmd struct {
+	workFlags
 	encoderFlags
 	dataFlags
 }
@@ -117,13 +121,17 @@ type workCmd struct {
 // Help is shown by coverslip work --help.
 func (workCmd) Help() string {
 	return `Example, on each machine of a fleet:
-  DATABASE_URL=postgres://coverslip@db/coverslip BLOB_URL='s3://slides?endpoint=http://s3:7070' coverslip work`
+  DATABASE_URL=postgres://coverslip@db/coverslip BLOB_URL='s3://slides?endpoint=http://s3:7070' coverslip work
+
+A worker takes as many slides at once as fit its memory and cores. Told to stop (SIGTERM, Ctrl-C) it takes no
+more, finishes what it can within --grace and hands the rest back; killed, its slides go on elsewhere within
+a minute, from the last 512 tiles. docs/SCALE.md says how many workers an archive needs.`
 }
 
 // Run runs workers until it is told to stop.
 func (c *workCmd) Run(e *env) error {
 	return c.with(e, c.encoderFlags, func(p *platform, in *ingest.Ingest) error {
-		stop, err := p.work(e, in)
+		stop, err := p.work(e, in, c.workFlags)
 		if err != nil {
 			return err
 		}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"coverslip"
+	"coverslip/storage"
 	"coverslip/storage/bagfile"
 	"coverslip/storage/blob"
 	"coverslip/storage/queue"
@@ -20,56 +21,107 @@ import (
 // Work is what a worker of the queue does for a job: it takes the slide to its embedding, or to the
 // state that says why there is none. That it waits or is being encoded is written by the queue.
 func (in *Ingest) Work(ctx context.Context, job queue.Job, attempt queue.Attempt) error {
+	of := *in
+	of.attempt = attempt
+	of.Plan.SkipBadTiles = of.Plan.SkipBadTiles || job.SkipBadTiles
+	return of.work(ctx, job)
+}
+
+func (in *Ingest) work(ctx context.Context, job queue.Job) error {
 	slide, err := in.DB.Slide(ctx, job.Slide)
 	if err != nil {
 		return err
 	}
-	if job.SkipBadTiles {
-		tolerant := *in
-		tolerant.Plan.SkipBadTiles = true
-		in = &tolerant
+	embedding := coverslip.Embedding{}
+	state := coverslip.Failed
+	if slide.Provisional {
+		slide, err = in.identify(ctx, slide)
 	}
-	if job.Views != nil {
+	switch {
+	case err != nil:
+	case job.Views != nil:
 		return in.makeViews(ctx, slide, *job.Views)
+	default:
+		state, embedding, err = in.embed(ctx, slide, job.Budget)
 	}
-	state, err := in.embed(ctx, slide, job.Budget)
 	switch kind := coverslip.KindOf(err); {
 	case err == nil:
-		return in.DB.SetState(ctx, slide.ID, state, "")
 	case kind == coverslip.NeedsMPP:
-		return in.DB.SetState(ctx, slide.ID, coverslip.AwaitingMPP, err.Error())
-	case ctx.Err() != nil, kind.Retryable() && !attempt.Last: // the queue takes it back
+		state = coverslip.AwaitingMPP
+	case ctx.Err() != nil, kind.Retryable() && !in.attempt.Last: // the queue takes it back
 		return err
 	default:
+		state = coverslip.Failed
 		in.Log.Warn("slide failed", "slide", slide.ID, "name", slide.Name, "kind", kind, "err", err)
-		return errors.Join(err, in.DB.SetState(ctx, slide.ID, coverslip.Failed, err.Error()))
+	}
+	wrote := in.write(ctx, func(tx *storage.Tx) error {
+		if state == coverslip.Embedded {
+			if err := tx.PutEmbedding(ctx, embedding); err != nil {
+				return err
+			}
+		}
+		return tx.SetState(ctx, slide.ID, state, err)
+	})
+	if state == coverslip.AwaitingMPP {
+		err = nil // the job did what it could
+	}
+	return errors.Join(err, wrote)
+}
+
+// write runs do in a transaction that holds the job: what a worker was stopped over for too long is refused.
+// A database that does not answer is waited for, a minute at most, because what there is to write took long.
+func (in *Ingest) write(ctx context.Context, do func(*storage.Tx) error) error {
+	pause := time.Second / 4
+	for give := time.Now().Add(time.Minute); ; pause = min(2*pause, 5*time.Second) {
+		err := in.DB.InTx(ctx, func(tx *storage.Tx) error {
+			if err := in.hold(ctx, tx); err != nil {
+				return err
+			}
+			return do(tx)
+		})
+		if coverslip.KindOf(err) != coverslip.Unavailable || time.Now().After(give) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(pause):
+		}
 	}
 }
 
-// embed makes sure of the bag, then of the embedding.
-func (in *Ingest) embed(ctx context.Context, slide coverslip.Slide, budget coverslip.Budget) (coverslip.State, error) {
+func (in *Ingest) hold(ctx context.Context, tx *storage.Tx) error {
+	if in.attempt.Job == 0 {
+		return nil
+	}
+	return in.Queue.Hold(ctx, tx.Pgx(), in.attempt.Job)
+}
+
+// embed makes sure of the bag, then computes the embedding.
+func (in *Ingest) embed(ctx context.Context, slide coverslip.Slide, budget coverslip.Budget) (coverslip.State, coverslip.Embedding, error) {
+	none := coverslip.Embedding{}
 	bag, err := in.bag(ctx, slide, budget)
 	if there, err := found(err); err != nil {
-		return "", err
+		return "", none, err
 	} else if !there {
 		if bag, err = in.makeBag(ctx, slide, budget); err != nil {
-			return "", err
+			return "", none, err
 		}
 	}
 	if bag.Tiles == 0 {
-		return coverslip.NoTissue, nil
+		return coverslip.NoTissue, none, nil
 	}
 	file, err := in.Blobs.Open(ctx, BagBlob(bag.Key))
 	if err != nil {
-		return "", err
+		return "", none, err
 	}
 	defer file.Close()
 	vector, err := in.aggregate(ctx, file, file.Size())
 	if err != nil {
-		return "", coverslip.At(slide.Name, err)
+		return "", none, coverslip.At(slide.Name, err)
 	}
-	return coverslip.Embedded, in.DB.PutEmbedding(ctx, coverslip.Embedding{Slide: slide.ID, Bag: bag.Key,
-		Encoder: in.Model.Name, Aggregator: in.Aggregator.Model().Name, Vector: vector})
+	return coverslip.Embedded, coverslip.Embedding{Slide: slide.ID, Bag: bag.Key,
+		Encoder: in.Model.Name, Aggregator: in.Aggregator.Model().Name, Vector: vector}, nil
 }
 
 // aggregate is the pure part of an embedding: a bag file in, the vector out.
@@ -124,7 +176,7 @@ func (in *Ingest) makeBag(ctx context.Context, slide coverslip.Slide, budget cov
 		return coverslip.Bag{}, err
 	}
 	defer release()
-	if err := unchanged(ctx, slide, files); err != nil {
+	if err := in.unchanged(ctx, slide, files); err != nil {
 		return coverslip.Bag{}, err
 	}
 	spool, err := os.CreateTemp(in.Spool, "bag-*")
@@ -141,7 +193,7 @@ func (in *Ingest) makeBag(ctx context.Context, slide coverslip.Slide, budget cov
 		return coverslip.Bag{}, err
 	}
 	defer earlier.Close()
-	job := reading{row: slide, files: files, plan: plan, earlier: earlier, kept: &checkpoints{in.Blobs, key, in.Model.Dim, in.checkpointRows()},
+	job := reading{row: slide, files: files, plan: plan, earlier: earlier, kept: &checkpoints{in.Blobs, key, in.Model.Dim, in.checkpointRows(), in.attempt.Kept},
 		progress: func(done, total int) {
 			if in.Progress != nil {
 				in.Progress(slide.ID, done, total)
@@ -172,12 +224,16 @@ func (in *Ingest) publish(ctx context.Context, bag coverslip.Bag, spool *os.File
 	if err != nil {
 		return bag, diskError("read the bag back", spool.Name(), err)
 	}
+	// Whoever was stopped for too long leaves the blob of the one who took over as it is, too.
+	if err := in.write(ctx, func(*storage.Tx) error { return nil }); err != nil {
+		return bag, err
+	}
 	if err := in.Blobs.Put(ctx, BagBlob(bag.Key), spool, size); err != nil {
 		return bag, err
 	}
 	bag.Bytes = size
 	bag.Timings = append(bag.Timings, coverslip.StageTime{Stage: "publish", Seconds: time.Since(started).Seconds()})
-	return bag, in.DB.PutBag(ctx, bag)
+	return bag, in.write(ctx, func(tx *storage.Tx) error { return tx.PutBag(ctx, bag) })
 }
 
 // Local gives paths to the slide's files. A blob in a folder has one; any other is copied first. The
@@ -211,7 +267,7 @@ func stage(ctx context.Context, src blob.Blob, spool string) (path string, relea
 		return "", nil, diskError("make room for the slide", spool, err)
 	}
 	release = func() { os.Remove(f.Name()) } //nolint:errcheck,gosec // swept at the next start
-	_, _, err = hash(ctx, io.NewSectionReader(src, 0, src.Size()), f)
+	_, _, err = digest(ctx, io.NewSectionReader(src, 0, src.Size()), f)
 	if e := f.Close(); err == nil && e != nil {
 		err = diskError("copy the slide", spool, e)
 	}
@@ -224,6 +280,13 @@ func stage(ctx context.Context, src blob.Blob, spool string) (path string, relea
 
 // unchanged refuses a slide outside the blob store that is no longer the one that was registered: its
 // embedding would carry another slide's id. A file is read again; a bucket tells versions apart.
+func (in *Ingest) unchanged(ctx context.Context, slide coverslip.Slide, files []string) error {
+	if in.read {
+		return nil
+	}
+	return unchanged(ctx, slide, files)
+}
+
 func unchanged(ctx context.Context, slide coverslip.Slide, files []string) error {
 	if strings.HasPrefix(slide.Location, "blob:") {
 		return nil
@@ -240,11 +303,11 @@ func unchanged(ctx context.Context, slide coverslip.Slide, files []string) error
 		}
 		same = versionOf(versions) == version
 	} else {
-		id, _, _, err := identify(ctx, files)
+		is, err := identify(ctx, files, nil)
 		if err != nil {
 			return err
 		}
-		same = id == slide.ID
+		same = is.id == slide.ID
 	}
 	if !same {
 		return &coverslip.Error{Kind: coverslip.Invalid, Op: "open slide", Path: remote.Shown(slide.Location), Err: fmt.Errorf("its bytes changed since it was registered as %s", slide.ID.Short()), Hint: "ingest it again, as a new slide"}

@@ -104,7 +104,7 @@ func (in *Ingest) slideOf(ctx context.Context, im Import, bag *interop.Bag) (cov
 			return coverslip.Slide{}, diskError(op, im.File, err)
 		}
 		defer f.Close()
-		if id, _, err = hash(ctx, f, nil); err != nil {
+		if id, _, err = digest(ctx, f, nil); err != nil {
 			return coverslip.Slide{}, err
 		}
 	}
@@ -130,21 +130,21 @@ func (in *Ingest) slideAt(ctx context.Context, path string, check func(coverslip
 	if err != nil {
 		return coverslip.Slide{}, err
 	}
-	id, size, _, err := identify(ctx, files)
+	is, err := identify(ctx, files, nil)
 	if err == nil {
-		err = check(id)
+		err = check(is.id)
 	}
 	if err != nil {
 		return coverslip.Slide{}, err
 	}
-	slide, err := in.DB.Slide(ctx, id)
+	slide, err := in.DB.Slide(ctx, is.id)
 	if err == nil && !strings.HasPrefix(slide.Location, importedMark) || err != nil && coverslip.KindOf(err) != coverslip.NotFound {
 		return slide, err
 	}
 	if slide, err = describe(ctx, path, files); err != nil {
 		return slide, err
 	}
-	slide.ID, slide.Bytes, slide.Name, slide.Location = id, size, tiler.Name(path), path
+	slide.ID, slide.Bytes, slide.Name, slide.Location = is.id, is.bytes, tiler.Name(path), path
 	return slide, nil
 }
 

@@ -29,16 +29,17 @@ import (
 	"coverslip/tiler/tissue"
 )
 
-// Enqueuer adds a job in the caller's transaction; added is false when the same job, whose number id
-// is, waits or runs already.
-type Enqueuer interface {
-	Enqueue(ctx context.Context, tx pgx.Tx, job queue.Job) (id int64, added bool, err error)
+// Queue adds jobs in the caller's transaction, and holds a job for the one who works on it: Hold fails
+// where it was taken away, and else keeps it from being taken until the transaction ends.
+type Queue interface {
+	Enqueue(ctx context.Context, tx pgx.Tx, jobs ...queue.Job) ([]queue.Enqueued, error)
+	Hold(ctx context.Context, tx pgx.Tx, job int64) error
 }
 
 // Ingest holds what every slide is processed with. It is safe for concurrent use.
 type Ingest struct {
 	DB         *storage.DB
-	Queue      Enqueuer
+	Queue      Queue
 	Blobs      blob.Store
 	Encoder    encoder.Encoder // nil in a process that only registers slides
 	Model      coverslip.Model // of the encoder
@@ -53,6 +54,9 @@ type Ingest struct {
 	// Progress, if set, is told how many of a slide's tiles are encoded. It is called from the
 	// goroutine that encodes the slide and must return soon.
 	Progress func(id coverslip.SlideID, done, total int)
+
+	attempt queue.Attempt // that this copy works for; zero outside a job
+	read    bool          // the attempt has read the slide's bytes whole: they are what its id says
 }
 
 // DefaultPlan is how a slide is cut for an encoder unless somebody says otherwise: the encoder's own

@@ -23,7 +23,7 @@ func (in *Ingest) Open(ctx context.Context, slide coverslip.Slide) (opened *tile
 			Hint: "put them back, or register the slide where they are now"}
 	case err != nil:
 		return nil, nil, err
-	case opened.Width != slide.Width || opened.Height != slide.Height:
+	case !slide.Provisional && (opened.Width != slide.Width || opened.Height != slide.Height):
 		_ = opened.Close() // only read
 		release()
 		return nil, nil, changed(slide, "its size in pixels")

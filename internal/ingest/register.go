@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"io/fs"
 	"os"
@@ -58,11 +59,11 @@ func (in *Ingest) RegisterWith(ctx context.Context, place string, mppOfSlide fun
 	if err != nil {
 		return Outcome{}, err
 	}
-	var version string
-	if slide.ID, slide.Bytes, version, err = identify(ctx, files); err != nil {
+	is, err := identify(ctx, files, nil)
+	if err != nil {
 		return Outcome{}, coverslip.At(remote.Shown(place), err)
 	}
-	slide.Name, slide.Location = tiler.Name(place), place+version
+	slide.ID, slide.Bytes, slide.Name, slide.Location = is.id, is.bytes, tiler.Name(place), place+is.version
 	return in.register(ctx, slide, mppOfSlide(slide.ID))
 }
 
@@ -81,7 +82,7 @@ func (in *Ingest) Upload(ctx context.Context, name string, mppOfSlide float64, b
 	}
 	defer os.Remove(spool.Name()) //nolint:errcheck // moved away, or swept at the next start
 	defer spool.Close()
-	id, n, err := hash(ctx, body, spool)
+	id, n, err := digest(ctx, body, spool)
 	if err != nil {
 		return Outcome{}, coverslip.At(name, err)
 	}
@@ -112,35 +113,49 @@ func describe(ctx context.Context, name string, files []string) (coverslip.Slide
 		MPP: opened.MPP, ObjectivePower: opened.ObjectivePower, State: coverslip.Queued}, nil
 }
 
-// identify returns a slide's id and size: the SHA-256 of its file, or, of several, that over their
-// sorted SHA-256 sums, so that neither names nor order count. version is what its place in the bucket
-// is followed by, for later reads to see that it is still the same; see stillThere.
-func identify(ctx context.Context, files []string) (id coverslip.SlideID, size int64, version string, err error) {
+// identity is what a slide's bytes say of which they are.
+type identity struct {
+	id      coverslip.SlideID // the SHA-256 of its file, or, of several, that over their sorted sums, so that neither names nor order count
+	bytes   int64
+	md5     string // of one file, where it was asked for
+	version string // what its place in the bucket is followed by, for later reads to see that it is still the same
+}
+
+// identify reads a slide's files from the first byte to the last; weak, if not nil, is for the MD5.
+func identify(ctx context.Context, files []string, weak hash.Hash) (is identity, err error) {
 	var sums, versions []string
 	for _, file := range files {
 		src, err := source(ctx, file)
 		if err != nil {
-			return "", 0, "", err
+			return is, err
 		}
-		sum, n, err := hash(ctx, src, nil)
+		var all io.Reader = src
+		if weak != nil {
+			all = io.TeeReader(src, weak)
+		}
+		sum, n, err := digest(ctx, all, nil)
 		_ = src.Close() // only read
 		if err != nil {
-			return "", 0, "", coverslip.At(file, err)
+			return is, coverslip.At(file, err)
 		}
 		if object, ok := src.(*objectReader); ok {
 			versions = append(versions, object.Version())
 		}
-		sums, size = append(sums, string(sum)), size+n
+		sums, is.bytes = append(sums, string(sum)), is.bytes+n
 	}
 	if len(versions) > 0 {
-		version = versionMark + versionOf(versions)
+		is.version = versionMark + versionOf(versions)
 	}
 	if len(sums) == 1 {
-		return coverslip.SlideID(sums[0]), size, version, nil
+		if is.id = coverslip.SlideID(sums[0]); weak != nil {
+			is.md5 = hex.EncodeToString(weak.Sum(nil))
+		}
+		return is, nil
 	}
 	slices.Sort(sums)
 	of := sha256.Sum256([]byte(strings.Join(sums, "\n")))
-	return coverslip.SlideID(hex.EncodeToString(of[:])), size, version, nil
+	is.id = coverslip.SlideID(hex.EncodeToString(of[:]))
+	return is, nil
 }
 
 // versionOf is the version of a slide in a bucket, of those of its objects in their order.
@@ -221,9 +236,11 @@ func (in *Ingest) register(ctx context.Context, slide coverslip.Slide, mppOfSlid
 			return err
 		}
 		// The slide's state follows its job.
-		if _, out.Queued, err = in.Queue.Enqueue(ctx, tx.Pgx(), in.job(slide.ID)); err != nil {
+		queued, err := in.Queue.Enqueue(ctx, tx.Pgx(), in.job(slide.ID))
+		if err != nil {
 			return err
 		}
+		out.Queued = queued[0].Added
 		out.Slide, err = tx.Slide(ctx, slide.ID)
 		return err
 	})
@@ -246,9 +263,9 @@ func lies(location string) bool {
 	return err == nil
 }
 
-// hash reads src to its end for the SHA-256 and length of its bytes, and writes them to dst if that
+// digest reads src to its end for the SHA-256 and length of its bytes, and writes them to dst if that
 // is not nil.
-func hash(ctx context.Context, src io.Reader, dst *os.File) (coverslip.SlideID, int64, error) {
+func digest(ctx context.Context, src io.Reader, dst *os.File) (coverslip.SlideID, int64, error) {
 	sum := sha256.New()
 	buf := make([]byte, 4<<20)
 	var n int64

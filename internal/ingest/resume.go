@@ -24,7 +24,8 @@ type checkpoints struct {
 	blobs blob.Store
 	key   string // of the bag
 	dim   int
-	rows  int // of a checkpoint
+	rows  int            // of a checkpoint
+	told  func(rows int) // what is kept, as it grows
 }
 
 func (c *checkpoints) name(first int) string {
@@ -37,7 +38,11 @@ func (c *checkpoints) save(ctx context.Context, first int, features []float32) e
 	for _, v := range features {
 		raw = binary.LittleEndian.AppendUint32(raw, math.Float32bits(v))
 	}
-	return c.blobs.Put(ctx, c.name(first), bytes.NewReader(raw), int64(len(raw)))
+	if err := c.blobs.Put(ctx, c.name(first), bytes.NewReader(raw), int64(len(raw))); err != nil {
+		return err
+	}
+	c.told(first + c.rows)
+	return nil
 }
 
 // load hands over the rows that are there, from the first on without a gap and at most n, and says how

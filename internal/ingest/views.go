@@ -28,7 +28,7 @@ func (in *Ingest) makeViews(ctx context.Context, slide coverslip.Slide, views co
 		return err
 	}
 	defer release()
-	if err := unchanged(ctx, slide, files); err != nil {
+	if err := in.unchanged(ctx, slide, files); err != nil {
 		return err
 	}
 	spool, err := os.CreateTemp(in.Spool, "bag-*")
@@ -37,7 +37,7 @@ func (in *Ingest) makeViews(ctx context.Context, slide coverslip.Slide, views co
 	}
 	defer os.Remove(spool.Name()) //nolint:errcheck // swept at the next start
 	defer spool.Close()
-	job := reading{row: slide, files: files, plan: plan, kept: &checkpoints{in.Blobs, key, in.Model.Dim, in.checkpointRows()},
+	job := reading{row: slide, files: files, plan: plan, kept: &checkpoints{in.Blobs, key, in.Model.Dim, in.checkpointRows(), in.attempt.Kept},
 		progress: func(done, total int) {
 			if in.Progress != nil {
 				in.Progress(slide.ID, done, total)

@@ -2,9 +2,10 @@
 // slide and its job commit together. One slide a job.
 //
 // A job may run twice: its worker can die after its work is written and before the job is marked
-// done. So what Work does must come out the same when it is done again. The slide's state follows
-// its job by itself, in the database (migrations/00002): `encoding` while a worker has it, `queued`
-// before and between, `failed` when the job is given up. Work writes only how it ended.
+// done. So what Work does must come out the same when it is done again, and is written under the job's
+// lease (lease.go), so that a worker that was stopped writes nothing over what another one did. The
+// slide's state follows its job by itself, in the database (migrations/00010): `encoding` while a worker
+// has it, `queued` before and between, `failed` when the job is given up. Work writes only how it ended.
 package queue
 
 import (
@@ -14,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -36,9 +38,22 @@ type Job struct {
 	Views      *coverslip.Views  `json:"views,omitempty"`
 	// SkipBadTiles is coverslip.PlanParams', of this slide.
 	SkipBadTiles bool `json:"skip_bad_tiles,omitempty"`
+
+	// Priority is 1 for what comes first to 4 for what comes last; 0 is Usual. It is no part of what makes
+	// a job the same as another.
+	Priority int `json:"-"`
 }
 
-// Kind is River's name for the job; the trigger in migrations/00002 goes by it too.
+// Usual is the priority of what nobody gave one.
+const Usual = 2
+
+// The queues, which are paused and worked on each by itself.
+const (
+	Embeds = "embed" // jobs that end with an embedding
+	Views  = "views" // jobs that end with a bag of views
+)
+
+// Kind is River's name for the job; the triggers in migrations/00010 go by it too.
 func (Job) Kind() string { return "embed_slide" }
 
 // InsertOpts makes a job unique while it waits or runs. Once it has ended, well or not, the same may
@@ -46,6 +61,7 @@ func (Job) Kind() string { return "embed_slide" }
 func (Job) InsertOpts() river.InsertOpts {
 	return river.InsertOpts{
 		MaxAttempts: MaxAttempts,
+		Queue:       Embeds,
 		UniqueOpts: river.UniqueOpts{ByArgs: true, ByState: []rivertype.JobState{
 			rivertype.JobStateAvailable, rivertype.JobStatePending, rivertype.JobStateRunning,
 			rivertype.JobStateRetryable, rivertype.JobStateScheduled,
@@ -57,28 +73,44 @@ func (Job) InsertOpts() river.InsertOpts {
 // slide has its embedding, or not, whatever becomes of its views.
 type viewsJob Job
 
-func (viewsJob) Kind() string                 { return "encode_views" }
-func (viewsJob) InsertOpts() river.InsertOpts { return Job{}.InsertOpts() }
+func (viewsJob) Kind() string { return "encode_views" }
+
+func (viewsJob) InsertOpts() river.InsertOpts {
+	opts := Job{}.InsertOpts()
+	opts.Queue = Views
+	return opts
+}
 
 // MaxAttempts is how often a job is tried before it is given up, after 3 s, 15 s, 75 s and 6 min:
 // long enough for a store or a database to come back.
 const MaxAttempts = 5
 
-// MaxDeaths is how often a job may take its process down before it is given up. Deaths are not
-// attempts: most often the slide is not to blame.
-const MaxDeaths = 20
+// MaxDeaths is how often whatever works on a job may die before it is given up, counted from when it last
+// got further (Attempt.Kept). Deaths are not attempts: most often the slide is not to blame.
+const MaxDeaths = 5
 
 // Attempt is which run of a job this is.
 type Attempt struct {
 	Job    int64 // its number, as `coverslip jobs` shows it
 	Number int   // 1 is the first
 	Last   bool  // after a failure there is no other
+
+	lease *held
+}
+
+// Kept tells the queue that so much of the work is kept, and need not be done again by whoever takes the
+// job over.
+func (a Attempt) Kept(n int) {
+	if a.lease != nil {
+		a.lease.kept.Store(int64(n))
+	}
 }
 
 // Config is how a process works on jobs.
 type Config struct {
-	Workers int           // jobs at once; 0 is 1
-	Timeout time.Duration // the longest a job may run; 0 is one hour
+	Embeds  int           // jobs of that queue at once; 0 is 1, less is none
+	Views   int           // jobs of that queue at once; 0 is 1, less is none
+	Timeout time.Duration // the longest a job may run; 0 is a day
 	// Work does one job, in several goroutines at once. It returns soon after ctx ends; when that is
 	// because the process stops, the job goes back and this run is not counted. An error whose kind
 	// may pass (coverslip.Kind.Retryable) is tried again, any other ends the job. Nil makes a queue
@@ -91,44 +123,54 @@ type Config struct {
 type Queue struct {
 	pool   *pgxpool.Pool
 	client *river.Client[pgx.Tx]
+	log    *slog.Logger
 	works  bool
+
+	holder holder
+	resign func() // ends the holder's care for leases, and waits for that
 }
 
 // New makes a queue over the pool. Nothing runs before Start.
 func New(pool *pgxpool.Pool, c Config) (*Queue, error) {
-	timeout := cmp.Or(c.Timeout, time.Hour)
+	q := &Queue{pool: pool, log: cmp.Or(c.Logger, slog.New(slog.DiscardHandler)), works: c.Work != nil}
+	q.holder = holder{q: q, has: map[int64]*held{}}
 	config := &river.Config{
-		Logger:            cmp.Or(c.Logger, slog.New(slog.DiscardHandler)),
-		JobTimeout:        timeout,
+		Logger:            q.log,
+		JobTimeout:        cmp.Or(c.Timeout, 24*time.Hour),
 		JobStuckThreshold: time.Minute,
-		// A job still running so late has lost its worker: nothing else tells in a fleet.
-		RescueStuckJobsAfter: timeout + 2*time.Minute,
+		// River would hand the same job to another worker while the first may live: leases see to that.
+		RescueStuckJobsAfter: 10 * 365 * 24 * time.Hour,
 		RetryPolicy:          backoff{},
 		// River notifies at most once a cooldown and looks by itself once a poll: together they bound
 		// how long a new job waits for a free worker.
 		FetchCooldown:               20 * time.Millisecond,
-		FetchPollInterval:           500 * time.Millisecond,
+		FetchPollInterval:           time.Second,
 		CancelledJobRetentionPeriod: 7 * 24 * time.Hour, // a failure, so as long as River keeps the discarded
 	}
 	if c.Work != nil {
 		config.Workers = river.NewWorkers()
-		config.Queues = map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: max(c.Workers, 1)}}
+		config.Queues = map[string]river.QueueConfig{}
+		for name, most := range map[string]int{Embeds: c.Embeds, Views: c.Views} {
+			if most >= 0 {
+				config.Queues[name] = river.QueueConfig{MaxWorkers: max(most, 1)}
+			}
+		}
 		err := errors.Join(
 			river.AddWorkerSafely(config.Workers, river.WorkFunc(func(ctx context.Context, job *river.Job[Job]) error {
-				return do(ctx, c.Work, job.JobRow, job.Args)
+				return q.do(ctx, c.Work, job.JobRow, job.Args)
 			})),
 			river.AddWorkerSafely(config.Workers, river.WorkFunc(func(ctx context.Context, job *river.Job[viewsJob]) error {
-				return do(ctx, c.Work, job.JobRow, Job(job.Args))
+				return q.do(ctx, c.Work, job.JobRow, Job(job.Args))
 			})))
 		if err != nil {
 			return nil, pgerr.Wrap("set up the queue", err)
 		}
 	}
-	client, err := river.NewClient(riverpgxv5.New(pool), config)
-	if err != nil {
+	var err error
+	if q.client, err = river.NewClient(riverpgxv5.New(pool), config); err != nil {
 		return nil, pgerr.Wrap("set up the queue", err)
 	}
-	return &Queue{pool, client, c.Work != nil}, nil
+	return q, nil
 }
 
 // Start begins to work on jobs; ctx bounds only the start itself. End it with Stop.
@@ -136,15 +178,30 @@ func (q *Queue) Start(ctx context.Context) error {
 	if err := ctx.Err(); err != nil || !q.works {
 		return pgerr.Wrap("start the queue", err)
 	}
-	return pgerr.Wrap("start the queue", q.client.Start(context.WithoutCancel(ctx)))
+	caring, stop := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		q.holder.run(caring)
+	}()
+	q.resign = func() {
+		stop()
+		<-done
+	}
+	if err := q.client.Start(context.WithoutCancel(ctx)); err != nil {
+		q.resign()
+		return pgerr.Wrap("start the queue", err)
+	}
+	return nil
 }
 
 // Stop takes no more jobs and waits for those that run. When ctx ends first, it cancels them, and they
 // go back to the queue as if this run had not been.
 func (q *Queue) Stop(ctx context.Context) error {
-	if !q.works {
+	if q.resign == nil { // it was never started
 		return nil
 	}
+	defer q.resign()
 	if q.client.Stop(ctx) == nil {
 		return nil
 	}
@@ -158,26 +215,75 @@ func (q *Queue) Stop(ctx context.Context) error {
 	return nil
 }
 
-// Enqueue adds a job in the caller's transaction. added is false, and nothing is added, when the same
-// job waits or runs already; id is its number then.
-func (q *Queue) Enqueue(ctx context.Context, tx pgx.Tx, job Job) (id int64, added bool, err error) {
-	var args river.JobArgs = job
-	if job.Views != nil {
-		args = viewsJob(job)
-	}
-	r, err := q.client.InsertTx(ctx, tx, args, nil)
-	if err != nil {
-		return 0, false, pgerr.OfSlide(job.Slide, "enqueue the slide", err)
-	}
-	return r.Job.ID, !r.UniqueSkippedAsDuplicate, nil
+// Enqueued says what became of a job that was added.
+type Enqueued struct {
+	ID    int64 // the job's number
+	Added bool  // false: the same job waited or ran already
 }
 
-// Wait returns once the job has ended, well or not; see Status.State.
+// Enqueue adds jobs in the caller's transaction, and says of each in turn what became of it. Where the same
+// job waits already, it moves up to the priority that is asked for.
+func (q *Queue) Enqueue(ctx context.Context, tx pgx.Tx, jobs ...Job) ([]Enqueued, error) {
+	const op = "enqueue slides"
+	first := map[string]int{} // of equal jobs, which is inserted
+	place := make([]int, len(jobs))
+	var params []river.InsertManyParams
+	for i, job := range jobs {
+		key, err := json.Marshal(job)
+		if err != nil {
+			return nil, pgerr.OfSlide(job.Slide, op, err)
+		}
+		if _, there := first[string(key)]; !there {
+			first[string(key)] = len(params)
+			var args river.JobArgs = job
+			if job.Views != nil {
+				args = viewsJob(job)
+			}
+			params = append(params, river.InsertManyParams{Args: args, InsertOpts: &river.InsertOpts{Priority: cmp.Or(job.Priority, Usual)}})
+		}
+		place[i] = first[string(key)]
+	}
+	out := make([]Enqueued, len(jobs))
+	inserted := make([]Enqueued, 0, len(params))
+	var waiting []int64 // that were there already
+	var priorities []int
+	for some := range slices.Chunk(params, 4000) { // as many as go into one statement without trouble
+		results, err := q.client.InsertManyTx(ctx, tx, some)
+		if err != nil {
+			return nil, pgerr.Wrap(op, err)
+		}
+		for i, r := range results {
+			inserted = append(inserted, Enqueued{r.Job.ID, !r.UniqueSkippedAsDuplicate})
+			if wanted := some[i].InsertOpts.Priority; r.UniqueSkippedAsDuplicate && r.Job.Priority > wanted {
+				waiting, priorities = append(waiting, r.Job.ID), append(priorities, wanted)
+			}
+		}
+	}
+	if len(waiting) > 0 {
+		if _, err := tx.Exec(ctx, `update river_job j set priority = p.priority from unnest($1::bigint[], $2::int[]) p (id, priority)
+			where j.id = p.id and j.state <> 'running'`, waiting, priorities); err != nil {
+			return nil, pgerr.Wrap(op, err)
+		}
+	}
+	for i := range jobs {
+		out[i] = inserted[place[i]]
+	}
+	return out, nil
+}
+
+// Wait returns once the job has ended, well or not, or the one that goes on with it; see Status.State.
 func (q *Queue) Wait(ctx context.Context, id int64) (Status, error) {
 	look := time.NewTicker(250 * time.Millisecond)
 	defer look.Stop()
 	for {
-		s, err := one(id, "wait for the job")(q.client.JobGet(ctx, id))
+		row, err := q.client.JobGet(ctx, id)
+		s, err := one(id, "wait for the job")(row, err)
+		if err == nil && s.Finished != nil {
+			if next := continuedAs(row); next > 0 {
+				id = next
+				continue
+			}
+		}
 		if err != nil || s.Finished != nil {
 			return s, err
 		}
@@ -189,30 +295,28 @@ func (q *Queue) Wait(ctx context.Context, id int64) (Status, error) {
 	}
 }
 
-// Release makes every job that is marked running available at once, and returns how many there were.
+// continuedAs is the number of the job that goes on with one that was taken away; 0: none does.
+func continuedAs(row *rivertype.JobRow) int64 {
+	var m struct {
+		ContinuedAs int64 `json:"continued_as"`
+	}
+	_ = json.Unmarshal(row.Metadata, &m) // it is River's, and valid
+	return m.ContinuedAs
+}
+
+// Release takes every job that is marked running from its worker at once, and returns how many there were.
 // Call it before Start, where this process alone owns the database: then whoever ran them is dead.
-// A job keeps its place in the queue for its first deaths, then goes behind the others, so that a
-// slide that takes the process down does not keep them from their turn; after MaxDeaths it is given up.
 func (q *Queue) Release(ctx context.Context) (released int, err error) {
 	const op = "release the jobs of a dead process"
 	err = pgx.BeginFunc(ctx, q.pool, func(tx pgx.Tx) error {
-		tag, err := tx.Exec(ctx, `
-			with dead as (
-				select id, coalesce((metadata->>'deaths')::int, 0) + 1 as deaths, metadata ? 'cancel_attempted_at' as cancelled
-				from river_job where state = 'running' for update)
-			update river_job j set
-				state        = (case when cancelled then 'cancelled' when deaths >= $1 then 'discarded' else 'available' end)::river_job_state,
-				finalized_at = case when cancelled or deaths >= $1 then now() end,
-				attempt      = greatest(attempt - 1, 0),
-				scheduled_at = case when deaths > 3 then now() else scheduled_at end,
-				metadata     = jsonb_set(metadata, '{deaths}', to_jsonb(deaths)),
-				errors       = case when deaths >= $1 then array_append(errors, jsonb_build_object('at', now(), 'attempt', attempt,
-					'error', format('the process that worked on it died, for the %sth time', deaths), 'trace', '')) else errors end
-			from dead where j.id = dead.id`, MaxDeaths)
+		rows, _ := tx.Query(ctx, `select id from river_job where state = 'running'`)
+		jobs, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+		if err == nil && len(jobs) > 0 {
+			released, err = takeAway(ctx, tx, jobs)
+		}
 		if err != nil {
 			return err
 		}
-		released = int(tag.RowsAffected())
 		// The dead process may have been the one that moves retries along; its claim lasts 15 s.
 		_, err = tx.Exec(ctx, `delete from river_leader`)
 		return err
@@ -232,8 +336,10 @@ func (backoff) NextRetry(job *rivertype.JobRow) time.Time {
 }
 
 // do works on one job and tells River, in its terms, how that ended.
-func do(ctx context.Context, work func(context.Context, Job, Attempt) error, row *rivertype.JobRow, job Job) error {
-	err := work(ctx, job, Attempt{Job: row.ID, Number: row.Attempt, Last: row.Attempt >= row.MaxAttempts})
+func (q *Queue) do(ctx context.Context, work func(context.Context, Job, Attempt) error, row *rivertype.JobRow, job Job) error {
+	working, lease := q.holder.take(ctx, row.ID)
+	defer q.holder.release(row.ID)
+	err := work(working, job, Attempt{Job: row.ID, Number: row.Attempt, Last: row.Attempt >= row.MaxAttempts, lease: lease})
 	switch {
 	case err == nil:
 		return nil
@@ -254,6 +360,8 @@ func (f final) Unwrap() []error { return []error{f.error, river.JobCancel(f.erro
 type Status struct {
 	ID          int64      `json:"id"`
 	Job                    // what it asks for
+	Queue       string     `json:"queue"`
+	Priority    int        `json:"priority"`
 	State       string     `json:"state"` // available, running, retryable, scheduled, completed, cancelled, discarded
 	Attempt     int        `json:"attempt"`
 	MaxAttempts int        `json:"max_attempts"`
@@ -274,7 +382,8 @@ type Filter struct {
 func (q *Queue) List(ctx context.Context, f Filter) ([]Status, error) {
 	const op = "list jobs"
 	params := river.NewJobListParams().Kinds(Job{}.Kind(), viewsJob{}.Kind()).OrderBy(river.JobListOrderByID, river.SortOrderDesc).
-		First(min(cmp.Or(f.Limit, 100), 10_000))
+		First(min(cmp.Or(f.Limit, 100), 10_000)).
+		Where("not jsonb_exists(metadata, 'continued_as')") // of what goes on, only where it does
 	if len(f.States) > 0 {
 		states := make([]rivertype.JobState, len(f.States))
 		for i, s := range f.States {
@@ -326,7 +435,7 @@ func one(id int64, op string) func(*rivertype.JobRow, error) (Status, error) {
 }
 
 func status(row *rivertype.JobRow) (Status, error) {
-	s := Status{ID: row.ID, State: string(row.State), Attempt: row.Attempt, MaxAttempts: row.MaxAttempts,
+	s := Status{ID: row.ID, Queue: row.Queue, Priority: row.Priority, State: string(row.State), Attempt: row.Attempt, MaxAttempts: row.MaxAttempts,
 		Created: row.CreatedAt.UTC(), Scheduled: row.ScheduledAt.UTC(), Finished: row.FinalizedAt}
 	if n := len(row.Errors); n > 0 {
 		s.Error = row.Errors[n-1].Error

@@ -39,7 +39,7 @@ func TestPostgresRestartedUnderAJob(t *testing.T) {
 		if a.Number == 1 {
 			<-ended
 		}
-		return db.SetState(ctx, j.Slide, coverslip.Embedded, "")
+		return db.SetState(ctx, j.Slide, coverslip.Embedded, nil)
 	}})}
 	id := b.add("s")
 	fatal(t, b.q.Start(t.Context()))

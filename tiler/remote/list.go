@@ -41,13 +41,7 @@ func List(ctx context.Context, address string) ([]string, error) {
 	var out []string
 	for object := range core.Client.ListObjects(ctx, u.Host, minio.ListObjectsOptions{Prefix: prefix}) {
 		if object.Err != nil {
-			if ctx.Err() != nil {
-				return nil, ctx.Err()
-			}
-			if r := minio.ToErrorResponse(object.Err); r.StatusCode != 0 {
-				return nil, o.fail(op, &refusal{r.StatusCode, r.Code})
-			}
-			return nil, o.fail(op, withoutAddress(object.Err))
+			return nil, o.failed(ctx, op, object.Err)
 		}
 		if strings.HasSuffix(object.Key, "/") { // a folder within, or the mark of this one
 			continue
