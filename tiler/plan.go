@@ -131,12 +131,22 @@ func (s *Slide) chooseLevel(plan *coverslip.Plan) error {
 	return nil
 }
 
-// overview reads the slide at about the mask's resolution and finds tissue. A level between one and
-// two times as coarse is taken as it is; otherwise a finer one is averaged down by a whole factor.
+// overview reads the slide at about the mask's resolution and finds tissue. A level that has it, or is a
+// little coarser, is taken as it is; otherwise a finer one is averaged down by a whole factor, so that
+// the mask is much the same whatever levels a file has. Only of the largest slides a level up to twice as
+// coarse is good enough.
 func (s *Slide) overview(ctx context.Context, mpp float64, p tissue.Params, tolerant bool) (*Overview, error) {
+	const (
+		coarser = 1.25
+		large   = 12e6 // pixels of a mask: tens of bytes of memory each
+	)
+	most := coarser * p.MPP
+	if wide := p.MPP / mpp; float64(s.Width)/wide*float64(s.Height)/wide > large {
+		most = 2 * p.MPP
+	}
 	level := 0
 	for i, l := range s.Levels {
-		if mpp*l.Downsample <= 2*p.MPP {
+		if mpp*l.Downsample <= most {
 			level = i
 		}
 	}

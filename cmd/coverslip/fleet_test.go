@@ -12,12 +12,14 @@ import (
 	"coverslip"
 	"coverslip/storage/blob/s3test"
 	"coverslip/storage/postgres"
+	"coverslip/tiler/openslide/openslidetest"
 )
 
 // The parts of a fleet as docker-compose.yml lays them out, as processes: a Postgres, an S3 server,
 // the API, a worker, and nothing shared between the last two but those.
 func TestFleet(t *testing.T) {
 	needsRuntime(t)
+	openslidetest.Need(t)
 	blobs := s3test.Start(t)
 	server, err := postgres.Start(t.Context(), dataFolder(t))
 	if err != nil {

@@ -32,7 +32,7 @@ type Params struct {
 // the threshold were set on whole sections and on pictures of empty glass: glass stays under 12,
 // mucin and pale stroma lie above 18. A wider median than 3 loses strands of tissue 50 µm thick.
 func Default() Params {
-	return Params{Method: "saturation-otsu-2", MPP: 8, Median: 3, MinThreshold: 12, MaxThreshold: 18,
+	return Params{Method: "saturation-otsu-3", MPP: 8, Median: 3, MinThreshold: 12, MaxThreshold: 18,
 		Closing: 16, MinPiece: 10_000, MaxHole: 40_000, PenReach: 100}
 }
 
