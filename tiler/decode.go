@@ -53,6 +53,13 @@ func levelDecoder(path string, r tiff.RangeReader, d *tiff.Dir, level coverslip.
 			return newTiledPixels(r, d, codec, cache, sparse), nil
 		}
 	}
+	if d.Planar && d.Tiled {
+		p, err := planar(path, r, d, cache, sparse)
+		if err != nil {
+			return nil, err
+		}
+		return p, nil
+	}
 	var im *vips.Image
 	var err error
 	if ahead := asAhead(r); ahead != nil {

@@ -42,7 +42,7 @@ func openDICOM(ctx context.Context, files []dicom.NamedReader) (*Slide, error) {
 	s.Width, s.Height = s.Levels[0].Width, s.Levels[0].Height
 	wholeDownsamples(s.Levels)
 	s.ObjectivePower = series.ObjectivePower
-	s.MPP = decideMPP([]claim{{coverslip.MPPDICOM, series.MPPX, series.MPPY}}, s.ObjectivePower)
+	s.MPP = decideMPP([]claim{{coverslip.MPPDICOM, series.MPPX, series.MPPY, ""}}, s.ObjectivePower)
 	return s, nil
 }
 

@@ -13,6 +13,7 @@ import (
 type claim struct {
 	source coverslip.MPPSource
 	x, y   float64
+	said   string // as it stands there, of a source that writes text; may be no number
 }
 
 const (
@@ -32,6 +33,9 @@ func decideMPP(claims []claim, objective float64) coverslip.MPP {
 	var doubt string
 	for _, c := range claims {
 		if !(c.x > 0) || !(c.y > 0) || math.IsInf(c.x, 0) || math.IsInf(c.y, 0) { // also NaN
+			if said := strings.TrimSpace(c.said); said != "" {
+				doubt = fmt.Sprintf("%s says %.40q µm per pixel, which is no resolution", c.source, said)
+			}
 			continue
 		}
 		mpp := (c.x + c.y) / 2

@@ -17,20 +17,22 @@ func TestFault7DecideMPP(t *testing.T) {
 		source    coverslip.MPPSource
 		doubt     bool
 	}{
-		{name: "Plain", claims: []claim{{a, 0.499, 0.499}}, objective: 20, want: 0.499, source: a},
+		{name: "Plain", claims: []claim{{a, 0.499, 0.499, ""}}, objective: 20, want: 0.499, source: a},
 		{name: "NothingClaimed"},
-		{name: "Zero", claims: []claim{{a, 0, 0}}},
-		{name: "NaN", claims: []claim{{a, math.NaN(), math.NaN()}}},
-		{name: "OnlyOneAxis", claims: []claim{{d, 0.25, 0}}},
-		{name: "Infinite", claims: []claim{{a, math.Inf(1), math.Inf(1)}}},
-		{name: "Negative", claims: []claim{{a, -0.25, -0.25}}},
-		{name: "SlightlyAnisotropic", claims: []claim{{d, 0.250, 0.252}}, want: 0.251, source: d},
-		{name: "AnisotropicIsDoubted", claims: []claim{{d, 0.25, 0.5}}, doubt: true},
-		{name: "SeventyTwoDPIIsNoSlide", claims: []claim{{r, 352.78, 352.78}}, doubt: true},
-		{name: "ContradictsObjective", claims: []claim{{a, 0.5, 0.5}}, objective: 40, doubt: true},
-		{name: "CameraAtTheEdgeOfAnObjective", claims: []claim{{a, 0.37, 0.37}}, objective: 20, want: 0.37, source: a},
-		{name: "FirstBadSecondGood", claims: []claim{{a, 0, 0}, {r, 0.5, 0.5}}, objective: 20, want: 0.5, source: r},
-		{name: "FirstWins", claims: []claim{{a, 0.25, 0.25}, {r, 0.26, 0.26}}, want: 0.25, source: a},
+		{name: "Zero", claims: []claim{{a, 0, 0, ""}}},
+		{name: "NaN", claims: []claim{{a, math.NaN(), math.NaN(), ""}}},
+		{name: "NaNInWords", claims: []claim{{a, math.NaN(), math.NaN(), "NaN"}}, doubt: true},
+		{name: "WithAUnit", claims: []claim{{a, 0, 0, "0.499 um"}}, doubt: true},
+		{name: "OnlyOneAxis", claims: []claim{{d, 0.25, 0, ""}}},
+		{name: "Infinite", claims: []claim{{a, math.Inf(1), math.Inf(1), ""}}},
+		{name: "Negative", claims: []claim{{a, -0.25, -0.25, ""}}},
+		{name: "SlightlyAnisotropic", claims: []claim{{d, 0.250, 0.252, ""}}, want: 0.251, source: d},
+		{name: "AnisotropicIsDoubted", claims: []claim{{d, 0.25, 0.5, ""}}, doubt: true},
+		{name: "SeventyTwoDPIIsNoSlide", claims: []claim{{r, 352.78, 352.78, ""}}, doubt: true},
+		{name: "ContradictsObjective", claims: []claim{{a, 0.5, 0.5, ""}}, objective: 40, doubt: true},
+		{name: "CameraAtTheEdgeOfAnObjective", claims: []claim{{a, 0.37, 0.37, ""}}, objective: 20, want: 0.37, source: a},
+		{name: "FirstBadSecondGood", claims: []claim{{a, 0, 0, ""}, {r, 0.5, 0.5, ""}}, objective: 20, want: 0.5, source: r},
+		{name: "FirstWins", claims: []claim{{a, 0.25, 0.25, ""}, {r, 0.26, 0.26, ""}}, want: 0.25, source: a},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got := decideMPP(c.claims, c.objective)

@@ -10,6 +10,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"coverslip"
 	"coverslip/tiler/dicom"
@@ -264,26 +265,43 @@ func brightfield(index *tiff.File) error {
 		base = index.Levels[0].Dir
 	}
 	var why string
+	hint := "Coverslip reads bright-field colour slides; export this one as 8-bit RGB"
 	switch {
 	case base.Emission > 0:
 		why = fmt.Sprintf("it shows fluorescence at %g nm", base.Emission)
 	case index.Format.Elsewhere(): // its directories are no levels
 		return nil
-	case index.OME != nil && len(index.OME.Images) > 0 && channels(index.OME.Images[0]) != "":
-		why = channels(index.OME.Images[0])
+	case index.OME != nil && len(index.OME.Images) > 0 && channels(index.OME.Images[0], base) != "":
+		why = channels(index.OME.Images[0], base)
 	case base.BitsPerSample != 8 || base.SampleFormat != 1:
 		why = fmt.Sprintf("its samples are %d-bit, format %d, not 8-bit unsigned", base.BitsPerSample, base.SampleFormat)
-	case base.Photometric == tiff.Palette || base.Photometric == tiff.CMYK:
-		why = "its colours are not RGB, YCbCr or grey"
+	case !colour(base):
+		why = "its colours are not RGB, grey, or YCbCr in JPEG"
+	case base.Planar && base.Tiled && (base.SamplesPerPixel != 3 || base.Photometric != tiff.RGB || base.Orientation != 1):
+		why = "its samples lie in tiles of their own, and are not upright RGB"
+		hint = "lay the samples of a pixel beside each other, for example with tiffcp -p contig"
 	default:
 		return nil
 	}
-	return &coverslip.Error{Kind: coverslip.Unsupported, Op: "open slide", Err: errors.New(why), Hint: "Coverslip reads bright-field colour slides; export this one as 8-bit RGB"}
+	return &coverslip.Error{Kind: coverslip.Unsupported, Op: "open slide", Err: errors.New(why), Hint: hint}
+}
+
+// colour reports whether the pixels of a directory are colours that are read.
+func colour(d *tiff.Dir) bool {
+	switch d.Photometric {
+	case tiff.RGB, tiff.BlackIsZero, tiff.WhiteIsZero, -1: // -1: the file does not say
+		return true
+	case tiff.YCbCr: // of other compressions with fewer samples for colour, which libvips does not read
+		return slices.Contains([]tiff.Compression{tiff.JPEG, tiff.JPEG2000, tiff.JPEG2000YCC, tiff.JPEG2000RGB, tiff.WebP}, d.Compression)
+	}
+	return d.Compression == tiff.JPEG2000YCC || d.Compression == tiff.JPEG2000RGB // whatever it says
 }
 
 // channels says why an OME image is no bright-field slide, or "".
-func channels(o tiff.OMEImage) string {
+func channels(o tiff.OMEImage, base *tiff.Dir) string {
 	switch {
+	case o.SizeC == 3 && base.SamplesPerPixel == 1:
+		return "it has three channels in pictures of their own, not three colours"
 	case o.SizeC != 0 && o.SizeC != 3 && o.SizeC != 1:
 		return fmt.Sprintf("it has %d channels, not three colours", o.SizeC)
 	case o.SizeT > 1:
@@ -297,23 +315,23 @@ func channels(o tiff.OMEImage) string {
 func tiffClaims(index *tiff.File) (claims []claim, objective float64) {
 	if a := index.Aperio; a != nil {
 		objective = number(a["AppMag"])
-		claims = append(claims, claim{coverslip.MPPAperio, number(a["MPP"]), number(a["MPP"])})
+		claims = append(claims, claim{coverslip.MPPAperio, number(a["MPP"]), number(a["MPP"]), a["MPP"]})
 	}
 	if o := index.OME; o != nil && len(o.Images) > 0 {
 		objective = o.Images[0].ObjectivePower
-		claims = append(claims, claim{coverslip.MPPOME, o.Images[0].MPPX, o.Images[0].MPPY})
+		claims = append(claims, claim{coverslip.MPPOME, o.Images[0].MPPX, o.Images[0].MPPY, ""})
 	}
 	if p := index.Philips; p != nil {
-		claims = append(claims, claim{coverslip.MPPDICOM, p.MPPX, p.MPPY})
+		claims = append(claims, claim{coverslip.MPPDICOM, p.MPPX, p.MPPY, ""})
 	}
 	if l := index.Leica; l != nil {
 		objective = l.ObjectivePower
-		claims = append(claims, claim{coverslip.MPPTIFF, l.MPPX, l.MPPY})
+		claims = append(claims, claim{coverslip.MPPTIFF, l.MPPX, l.MPPY, ""})
 	}
 	base := index.Levels[0].Dir
 	perUnit := map[int]float64{2: 25_400, 3: 10_000}[base.ResolutionUnit] // µm in an inch, in a centimetre
 	if perUnit > 0 && base.XResolution > 0 && base.YResolution > 0 {
-		claims = append(claims, claim{coverslip.MPPTIFF, perUnit / base.XResolution, perUnit / base.YResolution})
+		claims = append(claims, claim{coverslip.MPPTIFF, perUnit / base.XResolution, perUnit / base.YResolution, ""})
 	}
 	return claims, objective
 }

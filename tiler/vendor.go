@@ -75,7 +75,7 @@ func openVendor(ctx context.Context, place, format string, open *closers) (*Slid
 	s.Width, s.Height = s.Levels[0].Width, s.Levels[0].Height
 	wholeDownsamples(s.Levels)
 	s.ObjectivePower = number(opened.ObjectivePower)
-	s.MPP = decideMPP([]claim{{coverslip.MPPOpenSlide, number(opened.MPPX), number(opened.MPPY)}}, s.ObjectivePower)
+	s.MPP = decideMPP([]claim{{coverslip.MPPOpenSlide, number(opened.MPPX), number(opened.MPPY), opened.MPPX}}, s.ObjectivePower)
 	return s, nil
 }
 

@@ -70,6 +70,19 @@ func (d *Dir) Tile(col, row int) (off, n int64) {
 	return d.offsets[i], d.counts[i]
 }
 
+// Plane is one plane of a planar image, as a grey image of its own.
+func (d *Dir) Plane(i int) *Dir {
+	if !d.Planar || i < 0 || i >= d.SamplesPerPixel {
+		panic("tiff: no such plane")
+	}
+	cols, rows := d.TileCount()
+	first, n := i*cols*rows, cols*rows
+	p := *d
+	p.Planar, p.SamplesPerPixel, p.Photometric, p.ExtraSamples = false, 1, BlackIsZero, nil
+	p.offsets, p.counts = d.offsets[first:first+n], d.counts[first:first+n]
+	return &p
+}
+
 // EmptyTiles returns how many tiles have no bytes. Some scanners leave out background on purpose
 // (Philips, some Aperio), so whether that is a fault is for the caller to say.
 func (d *Dir) EmptyTiles() int { return d.empty }
@@ -275,7 +288,7 @@ func (f *fields) fill(d *Dir) {
 	d.BitsPerSample = f.same(tagBitsPerSample, 1)
 	d.SampleFormat = f.same(tagSampleFormat, 1)
 	d.ExtraSamples = f.nums(tagExtraSamples)
-	d.Planar = f.num(tagPlanarConfig, 1) == 2
+	d.Planar = f.num(tagPlanarConfig, 1) == 2 && d.SamplesPerPixel > 1
 	d.YCbCrSubsample = [2]int{2, 2}
 	if s := f.nums(tagYCbCrSubsample); len(s) == 2 {
 		d.YCbCrSubsample = [2]int{s[0], s[1]}
