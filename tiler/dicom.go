@@ -56,6 +56,8 @@ func frameCodec(l *dicom.Level) (tileCodec, error) {
 		return newJPEGTiles(jpeg.Stream{Color: c, Width: l.TileWidth, Height: l.TileHeight})
 	case dicom.JPEG2000:
 		return jpeg2000Tiles{l.TileWidth, l.TileHeight}, nil
+	case dicom.RLE:
+		return rleTiles{l.TileWidth, l.TileHeight}, nil
 	default:
 		return nativeTiles{l.TileWidth, l.TileHeight, l.Planar}, nil
 	}

@@ -162,6 +162,7 @@ func TestDICOMCodings(t *testing.T) {
 		"JPEG":     {instance(jpegSyntax, "YBR_FULL_422", 0, encode(0, ".jpg[Q=100,subsample-mode=off]"), nil, encode(2, ".jpg[Q=100,subsample-mode=off]")), 3},
 		"JPEG2000": {instance(j2kSyntax, "YBR_RCT", 0, encode(0, ".j2k[lossless]"), nil, encode(2, ".j2k[lossless]")), 0},
 		"Native":   {instance(plain, "RGB", 0, []string{string(picture(0))}, nil, []string{string(picture(2))}), 0},
+		"RLE":      {instance("1.2.840.10008.1.2.5", "RGB", 0, []string{runLengths(picture(0))}, nil, []string{runLengths(picture(2))}), 0},
 		"Planar":   {instance(plain, "RGB", 1, []string{planes(picture(0))}, nil, []string{planes(picture(2))}), 0},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -197,6 +198,65 @@ func TestDICOMCodings(t *testing.T) {
 			}
 		})
 	}
+}
+
+// runLengths is a picture of 32 × 32 pixels as PS3.5 annex G codes it: pixels equal to their neighbours as
+// runs.
+func runLengths(rgb []byte) string {
+	segments := make([][]byte, 3)
+	for c := range segments {
+		for at := 0; at < 32*32; {
+			n := 1
+			for at+n < 32*32 && n < 128 && rgb[(at+n)*3+c] == rgb[at*3+c] {
+				n++
+			}
+			if n > 1 {
+				segments[c] = append(segments[c], byte(257-n), rgb[at*3+c])
+			} else {
+				segments[c] = append(segments[c], 0x80, 0, rgb[at*3+c]) // nothing, and one pixel
+			}
+			at += n
+		}
+		if len(segments[c])%2 == 1 {
+			segments[c] = append(segments[c], 0)
+		}
+	}
+	head := make([]byte, 64)
+	binary.LittleEndian.PutUint32(head, 3)
+	at := len(head)
+	for c := range segments {
+		binary.LittleEndian.PutUint32(head[4+4*c:], uint32(at))
+		at += len(segments[c])
+	}
+	return string(slices.Concat(head, segments[0], segments[1], segments[2]))
+}
+
+func TestFault2DamagedRLE(t *testing.T) {
+	codec := rleTiles{32, 32}
+	dst := make([]byte, 32*32*3)
+	whole := []byte(runLengths(make([]byte, len(dst))))
+	if err := codec.decode(dst, 96, 32, 1, whole); err != nil {
+		t.Fatal(err)
+	}
+	for name, damage := range map[string]func(b []byte) []byte{
+		"Cut":                func(b []byte) []byte { return b[:len(b)-8] },
+		"NoHeader":           func(b []byte) []byte { return b[:63] },
+		"OneSegment":         func(b []byte) []byte { b[0] = 1; return b },
+		"SegmentInTheHeader": func(b []byte) []byte { b[4] = 8; return b },
+		"SegmentsBackwards":  func(b []byte) []byte { b[8] = 1; b[9] = 0; return b },
+		"SegmentBeyond":      func(b []byte) []byte { b[14] = 9; return b },
+		"RunTooShort":        func(b []byte) []byte { b[64] = 0x82; return b }, // by one pixel
+	} {
+		err := codec.decode(dst, 96, 32, 1, damage(slices.Clone(whole)))
+		if coverslip.KindOf(err) != coverslip.Invalid {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func FuzzFault13RLE(f *testing.F) {
+	f.Add([]byte(runLengths(make([]byte, 32*32*3))))
+	f.Fuzz(func(_ *testing.T, data []byte) { _ = rleTiles{32, 32}.decode(make([]byte, 32*32*3), 96, 32, 1, data) })
 }
 
 func TestDICOMDamagedFrame(t *testing.T) {

@@ -62,6 +62,7 @@ const (
 	Native   Coding = "uncompressed"
 	JPEG     Coding = "JPEG"
 	JPEG2000 Coding = "JPEG 2000"
+	RLE      Coding = "RLE"
 )
 
 // cell says where the frame at a place of the grid lies.

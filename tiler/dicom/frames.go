@@ -231,6 +231,12 @@ func (im *image) head(ctx context.Context, p place) (yCbCr bool, err error) {
 		return false, invalid(hintDamaged, "no fragment stands at %d", p.off)
 	}
 	head = head[8:min(int64(len(head)), 8+n)]
+	if im.coding == RLE {
+		if len(head) < 64 || binary.LittleEndian.Uint32(head) != 3 { // three segments
+			return false, invalid(hintDamaged, "it is no RLE of three colours")
+		}
+		return false, nil
+	}
 	if !isCodestream(head) {
 		return false, invalid(hintDamaged, "it is no %s", im.coding)
 	}

@@ -91,6 +91,7 @@ var codings = map[string]Coding{
 	"1.2.840.10008.1.2.4.50": JPEG,
 	"1.2.840.10008.1.2.4.90": JPEG2000,
 	"1.2.840.10008.1.2.4.91": JPEG2000,
+	"1.2.840.10008.1.2.5":    RLE,
 }
 
 // others are those a slide may come in that cannot.
@@ -105,7 +106,6 @@ var others = map[string]string{
 	"1.2.840.10008.1.2.4.201": "high-throughput JPEG 2000",
 	"1.2.840.10008.1.2.4.202": "high-throughput JPEG 2000",
 	"1.2.840.10008.1.2.4.203": "high-throughput JPEG 2000",
-	"1.2.840.10008.1.2.5":     "RLE",
 }
 
 const deflated, bigEndian = "deflate", "big-endian"
@@ -360,6 +360,7 @@ func (im *image) decimals(ctx context.Context, e element, v ...*float64) error {
 // decoder turns into RGB.
 var photometrics = map[Coding][]string{
 	Native:   {"RGB"},
+	RLE:      {"RGB"},
 	JPEG:     {"RGB", "YBR_FULL", "YBR_FULL_422"},
 	JPEG2000: {"RGB", "YBR_ICT", "YBR_RCT"},
 }
