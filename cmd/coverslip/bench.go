@@ -19,6 +19,7 @@ type benchCmd struct {
 	Decode benchDecodeCmd `cmd:"" help:"Tiles out of a slide, beside OpenSlide and others."`
 	Stream benchStreamCmd `cmd:"" help:"Tiles from S3, beside a local file; memory."`
 	Encode benchEncodeCmd `cmd:"" help:"Slide file to features, beside ONNX Runtime alone on the same tiles."`
+	Probe  benchProbeCmd  `cmd:"" help:"Linear probes and intervals, beside scikit-learn."`
 	Budget benchBudgetCmd `cmd:"" help:"How many tiles an embedding needs."`
 }
 

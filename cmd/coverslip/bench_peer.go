@@ -58,10 +58,11 @@ func hire(cmd *exec.Cmd) (*peer, error) {
 
 // peerRun is what a peer says of one run.
 type peerRun struct {
-	Images  int     `json:"images"`
-	CPU     float64 `json:"cpu_seconds"`
-	Seconds float64 `json:"seconds"` // of the clock
-	Batch   int     `json:"batch"`
+	Images  int       `json:"images"`
+	CPU     float64   `json:"cpu_seconds"`
+	Seconds float64   `json:"seconds"` // of the clock
+	Batch   int       `json:"batch"`
+	Values  []float64 `json:"values"` // what it computed, to compare
 }
 
 func (r peerRun) perSecond() float64 { return float64(r.Images) / r.CPU }
