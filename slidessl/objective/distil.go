@@ -3,6 +3,7 @@ package objective
 import (
 	"math"
 	"math/rand/v2"
+	"slices"
 
 	"coverslip/internal/nn"
 )
@@ -95,32 +96,37 @@ func atFirst(g *nn.Graph, p *nn.Param, b Batch) *nn.Node {
 // sinkhorn writes codes of scores [n,k]: e^(score/ε), whose columns and then rows are brought to equal sums,
 // several times over (Cuturi, arXiv 1306.0895). Rows sum to one.
 func sinkhorn[T nn.Float](dst, scores []T, k int, epsilon float64, rounds int) {
-	n := len(scores) / k
-	top := math.Inf(-1)
-	for _, v := range scores {
-		top = math.Max(top, float64(v))
-	}
-	q := make([]float64, n*k)
-	for i, v := range scores {
-		q[i] = math.Exp((float64(v) - top) / epsilon)
-	}
+	n, top := len(scores)/k, float64(slices.Max(scores))
+	q, sums := make([]float64, n*k), make([]float64, k)
+	nn.ParallelRows(n, 16*k, func(from, to int) {
+		for i := from * k; i < to*k; i++ {
+			q[i] = math.Exp((float64(scores[i]) - top) / epsilon)
+		}
+	})
 	for range rounds {
-		columns := make([]float64, k)
-		for i, v := range q {
-			columns[i%k] += v
-		}
+		clear(sums)
 		for i := range n {
-			var s float64
-			for j, c := range columns {
-				if c > 0 { // a prototype that is infinitely far from all takes none
-					q[i*k+j] /= c
-				}
-				s += q[i*k+j]
-			}
-			for j := range k {
-				q[i*k+j] /= s
+			for j, v := range q[i*k : (i+1)*k] {
+				sums[j] += v
 			}
 		}
+		for j, s := range sums {
+			if sums[j] = 1 / s; s == 0 { // a prototype that is infinitely far from all takes none
+				sums[j] = 0
+			}
+		}
+		nn.ParallelRows(n, 2*k, func(from, to int) {
+			for i := from; i < to; i++ {
+				row, s := q[i*k:(i+1)*k], 0.0
+				for j, v := range row {
+					row[j] = v * sums[j]
+					s += row[j]
+				}
+				for j := range row {
+					row[j] /= s
+				}
+			}
+		})
 	}
 	for i, v := range q {
 		dst[i] = T(v)

@@ -252,7 +252,7 @@ func TestAveragesMoveLessAndLess(t *testing.T) {
 		step int
 		want float64
 	}{{"byol", 0, 0.996}, {"byol", 50, 0.998}, {"byol", 100, 1}, {"moco", 50, 0.999}, {"simclr", 50, 0}} {
-		made, err := New(c.name, 6, Options{}, rand.New(rand.NewPCG(1, 2)))
+		made, err := New(c.name, 6, Options{Cohort: 8}, rand.New(rand.NewPCG(1, 2)))
 		if err != nil {
 			t.Fatal(err)
 		}
