@@ -12,6 +12,7 @@ import (
 
 	"coverslip"
 	"coverslip/internal/nn"
+	"coverslip/slidessl/measure"
 	"coverslip/slidessl/objective"
 	"coverslip/slidessl/view"
 )
@@ -118,8 +119,7 @@ type Point struct {
 	Loss      float64 `json:"loss"` // mean over its steps
 	Rate      float64 `json:"rate"` // learning rate at its end
 	Alignment float64 `json:"alignment"`
-	// Uniformity and rank are of the last batch's embeddings, alignment of their pairs: objective.Alignment,
-	// Uniformity, EffectiveRank.
+	// Uniformity and rank are of one view of the last batch, alignment is of its pairs: see slidessl/measure.
 	Uniformity float64 `json:"uniformity"`
 	Rank       float64 `json:"rank"`
 	KNN        float64 `json:"knn"` // balanced accuracy of nearest neighbours among them; 0 without labels
@@ -452,7 +452,7 @@ func (t *training) measure(h *nn.Node, labels []int, point *Point) {
 		normalise(rows[i*d : (i+1)*d])
 	}
 	a, b := rows[:t.Batch*d], rows[t.Batch*d:]
-	// MEASURES
+	point.Alignment, point.Uniformity, point.Rank = measure.Alignment(a, b, d), measure.Uniformity(a, d), measure.EffectiveRank(a, d)
 	point.KNN = neighbours(a, b, d, labels)
 }
 

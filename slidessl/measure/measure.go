@@ -76,14 +76,28 @@ func EffectiveRank(x []float32, d int) float64 {
 		}
 		wide[i] = float64(v)
 	}
-	var svd mat.SVD
-	if !svd.Factorize(mat.NewDense(n, d, wide), mat.SVDNone) {
+	// Their squares are the eigenvalues of x·xᵀ or xᵀ·x, whichever is smaller, and cheaper to have. What is below the
+	// rounding of the largest is 0.
+	side := min(n, d)
+	gram := make([]float64, side*side)
+	if n <= d {
+		nn.Gemm(false, true, n, n, d, 1, wide, d, wide, d, 0, gram, n)
+	} else {
+		nn.Gemm(true, false, d, d, n, 1, wide, d, wide, d, 0, gram, d)
+	}
+	var eigen mat.EigenSym
+	if !eigen.Factorize(mat.NewSymDense(side, gram), false) {
 		return math.NaN()
 	}
-	values := svd.Values(nil)
+	values := eigen.Values(nil)
+	noise := values[side-1] * float64(side) * 0x1p-52
 	var sum, entropy float64
-	for _, v := range values {
-		sum += v
+	for i, v := range values {
+		values[i] = 0
+		if v > noise {
+			values[i] = math.Sqrt(v)
+		}
+		sum += values[i]
 	}
 	if sum == 0 {
 		return 0

@@ -190,7 +190,7 @@ func TestWorkersDoNotChangeMeasures(t *testing.T) {
 
 func BenchmarkEffectiveRank(b *testing.B) {
 	rng := rand.New(rand.NewPCG(1, 2))
-	x := make([]float32, 512*512)
+	x := make([]float32, 256*512)
 	for i := range x {
 		x[i] = float32(rng.NormFloat64())
 	}
