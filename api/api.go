@@ -12,6 +12,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"time"
 
 	"coverslip"
 
@@ -31,14 +32,18 @@ type Config struct {
 	Slides      Slides
 	Searcher    Searcher
 	Uploader    Uploader
+	Resumable   Resumable
+	Registrar   Registrar
 	Thumbnailer Thumbnailer
 	DeepZoomer  DeepZoomer
 	// Ready tells the parts the server needs and which of them answer. It is called at each
 	// /readyz, with a context of readyTimeout.
 	Ready func(context.Context) []Check
 
+	Presigner  Presigner              // nil where slides are kept in a folder
 	Collectors []prometheus.Collector // shown at /metrics beside the API's own
 	MaxUpload  int64                  // bytes; 0 means DefaultMaxUpload
+	Quiet      time.Duration          // silence after which a client that sends an upload loses its turn; 0 means five seconds
 	Log        *slog.Logger           // nil means slog.Default
 }
 
@@ -88,11 +93,18 @@ type Check struct {
 // New returns the handler of every route. It fails only where cfg is incomplete or two of its
 // collectors have one name.
 func New(cfg Config) (http.Handler, error) {
-	if cfg.Slides == nil || cfg.Searcher == nil || cfg.Uploader == nil || cfg.Thumbnailer == nil || cfg.DeepZoomer == nil || cfg.Ready == nil {
+	if cfg.Slides == nil || cfg.Searcher == nil || cfg.Uploader == nil || cfg.Thumbnailer == nil || cfg.DeepZoomer == nil || cfg.Ready == nil ||
+		cfg.Resumable == nil || cfg.Registrar == nil {
 		return nil, &coverslip.Error{Kind: coverslip.Internal, Op: "set up the API", Err: errors.New("a part of api.Config is missing")}
 	}
 	if cfg.MaxUpload == 0 {
 		cfg.MaxUpload = DefaultMaxUpload
+	}
+	if cfg.Quiet == 0 {
+		cfg.Quiet = 5 * time.Second
+	}
+	if cfg.Presigner == nil {
+		cfg.Presigner = noPresigner{}
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
@@ -111,6 +123,10 @@ func New(cfg Config) (http.Handler, error) {
 	s.slideRoutes()
 	s.deepZoomRoutes()
 	s.uploadRoute()
+	s.resumableRoutes()
+	if err := s.tusRoutes(router); err != nil {
+		return nil, &coverslip.Error{Kind: coverslip.Internal, Op: "set up uploads", Err: err}
+	}
 	s.healthRoutes()
 	s.metricsRoute(router)
 	router.Get("/", index)

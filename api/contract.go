@@ -29,7 +29,7 @@ func contract() huma.Config {
 					"Every answer carries `X-Request-Id`, which finds the request in the server's log.",
 				License: &huma.License{Name: "Apache 2.0", Identifier: "Apache-2.0"},
 			},
-			Tags:       []*huma.Tag{{Name: "slides", Description: "Whole-slide images and what was computed from them"}, {Name: "server", Description: "The server itself"}},
+			Tags:       []*huma.Tag{{Name: "slides", Description: "Whole-slide images and what was computed from them"}, {Name: "uploads", Description: "Slides on their way in"}, {Name: "server", Description: "The server itself"}},
 			Components: &huma.Components{Schemas: huma.NewMapRegistry("#/components/schemas/", namer)},
 		},
 		Formats:                      map[string]huma.Format{"application/json": huma.DefaultJSONFormat, "json": huma.DefaultJSONFormat},
@@ -50,7 +50,7 @@ func register[I, O any](api huma.API, op huma.Operation, example any, kinds []co
 	for _, kind := range slices.Concat([]coverslip.Kind{coverslip.Invalid}, kinds) {
 		documentProblem(api, &op, answers[kind].status, kind, answers[kind].means)
 	}
-	if op.Method == http.MethodPost {
+	if op.Method != http.MethodGet {
 		documentProblem(api, &op, http.StatusForbidden, coverslip.Invalid, "The request comes from a page of another site.")
 	}
 	huma.Register(api, op, func(ctx context.Context, in *I) (*O, error) {

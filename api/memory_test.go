@@ -32,10 +32,18 @@ type memory struct {
 	mpp        float64    // what the last upload said
 	drawn      int        // thumbnails and tiles
 	ended      chan error // how each body ended, where somebody listens
+	uploads    map[string]*arriving
+	endsIn     error // what Append ends in
+}
+
+// arriving is an upload that comes in pieces.
+type arriving struct {
+	api.Arriving
+	content bytes.Buffer
 }
 
 func newMemory() *memory {
-	return &memory{slides: map[coverslip.SlideID]coverslip.Slide{}, bags: map[coverslip.SlideID]coverslip.Bag{}, embeddings: map[coverslip.SlideID]coverslip.Embedding{}}
+	return &memory{slides: map[coverslip.SlideID]coverslip.Slide{}, bags: map[coverslip.SlideID]coverslip.Bag{}, embeddings: map[coverslip.SlideID]coverslip.Embedding{}, uploads: map[string]*arriving{}}
 }
 
 var epoch = time.Date(2026, 5, 4, 9, 30, 0, 123456000, time.UTC)
@@ -221,3 +229,119 @@ func (m *memory) Ready(context.Context) []api.Check {
 	defer leave()
 	return []api.Check{{Name: "memory", Err: err}, {Name: "clock"}}
 }
+
+func (m *memory) Begin(_ context.Context, up api.Arriving) (api.Arriving, error) {
+	leave, err := m.enter()
+	defer leave()
+	if err != nil {
+		return up, err
+	}
+	up.ID = strings.Repeat("a", 25) + string(rune('b'+len(m.uploads)))
+	up.Created = epoch
+	m.uploads[up.ID] = &arriving{Arriving: up}
+	return up, nil
+}
+
+func (m *memory) find(id string) (*arriving, error) {
+	if up := m.uploads[id]; up != nil {
+		return up, nil
+	}
+	return nil, missing("upload " + id)
+}
+
+func (m *memory) Find(_ context.Context, id string) (api.Arriving, error) {
+	leave, err := m.enter()
+	defer leave()
+	if err != nil {
+		return api.Arriving{}, err
+	}
+	up, err := m.find(id)
+	if err != nil {
+		return api.Arriving{}, err
+	}
+	return up.Arriving, nil
+}
+
+func (m *memory) List(_ context.Context, sha256 string) ([]api.Arriving, error) {
+	leave, err := m.enter()
+	defer leave()
+	var found []api.Arriving
+	for _, up := range m.uploads {
+		if up.Slide == "" && (sha256 == "" || up.SHA256 == sha256) {
+			found = append(found, up.Arriving)
+		}
+	}
+	return found, err
+}
+
+// Append reads without holding the lock, as a real one would.
+func (m *memory) Append(_ context.Context, id string, offset int64, body io.Reader) (int64, error) {
+	m.mu.Lock()
+	up, err := m.find(id)
+	if err == nil {
+		err = m.fail
+	}
+	m.mu.Unlock()
+	if err != nil {
+		return 0, err
+	}
+	n, err := io.Copy(writeFunc(func(p []byte) (int, error) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return up.content.Write(p)
+	}), body)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	up.Received += n
+	if m.endsIn != nil {
+		err = m.endsIn
+	}
+	return n, err
+}
+
+func (m *memory) Finish(ctx context.Context, id string) (coverslip.Slide, bool, error) {
+	leave, err := m.enter()
+	var up *arriving
+	if err == nil {
+		up, err = m.find(id)
+	}
+	leave()
+	if err != nil {
+		return coverslip.Slide{}, false, err
+	}
+	s, created, err := m.Upload(ctx, up.Name, up.MPPOfSlide, bytes.NewReader(up.content.Bytes()))
+	up.Slide = s.ID
+	return s, created, err
+}
+
+func (m *memory) Drop(_ context.Context, id string) error {
+	leave, err := m.enter()
+	defer leave()
+	if err == nil {
+		_, err = m.find(id)
+	}
+	delete(m.uploads, id)
+	return err
+}
+
+func (m *memory) Presign(ctx context.Context, up api.Arriving) (api.Presigned, error) {
+	up, err := m.Begin(ctx, up)
+	return api.Presigned{ID: up.ID, PartBytes: 5, URLs: []string{"http://bucket/1", "http://bucket/2"}, Expires: epoch}, err
+}
+
+func (m *memory) Complete(ctx context.Context, id string, etags []string) (coverslip.Slide, bool, error) {
+	if len(etags) != 2 {
+		return coverslip.Slide{}, false, &coverslip.Error{Kind: coverslip.Invalid, Op: "complete", Err: errors.New("a part is missing"), Hint: "put it"}
+	}
+	return m.Finish(ctx, id)
+}
+
+func (m *memory) Abort(ctx context.Context, id string) error { return m.Drop(ctx, id) }
+
+func (m *memory) Register(ctx context.Context, place string, mppOfSlide float64) (coverslip.Slide, bool, error) {
+	return m.Upload(ctx, place[strings.LastIndex(place, "/")+1:], mppOfSlide, strings.NewReader(place))
+}
+
+type writeFunc func([]byte) (int, error)
+
+func (f writeFunc) Write(p []byte) (int, error) { return f(p) }

@@ -117,16 +117,22 @@ func tooLarge(limit int64) error {
 // nothing is ever written to or read from a path made of it, and it is still kept to what is
 // harmless as a file name, in a log and on a terminal.
 func (in *uploadInput) name() (string, error) {
-	refused := func(why string) (string, error) {
-		return "", &coverslip.Error{Kind: coverslip.Invalid, Op: "read the slide's name", Err: errors.New(why), Hint: "add ?name=FILE with a plain file name"}
-	}
+	const remedy = "add ?name=FILE with a plain file name"
 	name := in.Name
 	if name == "" && in.Disposition != "" {
 		_, params, err := mime.ParseMediaType(in.Disposition)
 		if err != nil {
-			return refused("Content-Disposition cannot be read")
+			return "", &coverslip.Error{Kind: coverslip.Invalid, Op: "read the slide's name", Err: errors.New("Content-Disposition cannot be read"), Hint: remedy}
 		}
 		name = params["filename"]
+	}
+	return plainName(name, remedy)
+}
+
+// plainName is the last part of a name, or why it is refused.
+func plainName(name, remedy string) (string, error) {
+	refused := func(why string) (string, error) {
+		return "", &coverslip.Error{Kind: coverslip.Invalid, Op: "read the slide's name", Err: errors.New(why), Hint: remedy}
 	}
 	name = name[strings.LastIndexAny(name, `/\`)+1:]
 	switch {

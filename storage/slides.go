@@ -115,13 +115,15 @@ func (q queries) Slides(ctx context.Context, f SlideFilter) ([]coverslip.Slide, 
 	return slides, pgerr.Wrap("list slides", err)
 }
 
-// SlidesAmong says which of the ids are of slides that are registered.
-func (q queries) SlidesAmong(ctx context.Context, ids []string) (map[string]bool, error) {
-	rows, _ := q.q.Query(ctx, `select id from slides where id = any($1)`, ids) // CollectRows returns the error
+// SlidesAmong says which of these names below slides/ in the blob store are of slides that are registered.
+func (q queries) SlidesAmong(ctx context.Context, names []string) (map[string]bool, error) {
+	// CollectRows returns the error.
+	rows, _ := q.q.Query(ctx, `select distinct split_part(substr(location, length('blob:slides/') + 1), '/', 1) from slides
+		where location like 'blob:slides/%' and split_part(substr(location, length('blob:slides/') + 1), '/', 1) = any($1)`, names)
 	found, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	there := make(map[string]bool, len(found))
-	for _, id := range found {
-		there[id] = true
+	for _, name := range found {
+		there[name] = true
 	}
 	return there, pgerr.Wrap("look up slides", err)
 }

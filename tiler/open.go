@@ -115,7 +115,7 @@ func openPlain(ctx context.Context, files []string, open *closers) (*Slide, erro
 		*open = append(*open, file)
 		readers = append(readers, dicom.NamedReader{Name: path, RangeReader: r})
 	}
-	head := make([]byte, min(headSize, readers[0].Size()))
+	head := make([]byte, min(HeadSize, readers[0].Size()))
 	err := readers[0].ReadRange(ctx, head, 0)
 	switch format, what := vendorFormat(head, files[0]), foreign(head); {
 	case err != nil:
@@ -159,12 +159,12 @@ func openFile(ctx context.Context, path string) (tiff.RangeReader, io.Closer, er
 	return nil, nil, err
 }
 
-// headSize is how many bytes it takes to tell what a file is.
-const headSize = 132
+// HeadSize is how many bytes it takes to tell what a file is.
+const HeadSize = 132
 
 // readHead returns the first bytes of a file.
 func readHead(f *os.File) ([]byte, error) {
-	head := make([]byte, headSize)
+	head := make([]byte, HeadSize)
 	n, err := f.ReadAt(head, 0)
 	if errors.Is(err, io.EOF) {
 		err = nil
@@ -203,6 +203,18 @@ func foreign(head []byte) string {
 		return "a program, not a slide"
 	}
 	return "no slide: its first bytes are those of no format known here"
+}
+
+// CheckHead refuses, as Unsupported, a file whose first bytes (HeadSize, or all there are) show that it
+// is no slide, before the rest of it is here. Whether it is a good one shows only when it is opened.
+func CheckHead(head []byte, name string) error {
+	if dicom.Is(head) || isZip(head) || vendorFormat(head, name) != "" {
+		return nil
+	}
+	if what := foreign(head); what != "" {
+		return &coverslip.Error{Kind: coverslip.Unsupported, Op: "open slide", Path: name, Err: errors.New("it is " + what), Hint: notASlide}
+	}
+	return nil
 }
 
 func openTIFF(ctx context.Context, path string, r tiff.RangeReader, open *closers) (*Slide, error) {

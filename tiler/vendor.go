@@ -166,7 +166,7 @@ func remoteVendorFiles(ctx context.Context, address string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	head := make([]byte, min(headSize, object.Size()))
+	head := make([]byte, min(HeadSize, object.Size()))
 	if err := object.ReadRange(ctx, head, 0); err != nil {
 		return nil, err
 	}

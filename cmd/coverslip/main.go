@@ -49,6 +49,7 @@ type cli struct {
 
 	Tiles   tilesCmd   `cmd:"" group:"Slides" help:"Find tissue and cut a slide into tiles. Needs no database."`
 	Ingest  ingestCmd  `cmd:"" group:"Slides" help:"Register slides where they lie, encode and embed them."`
+	Upload  uploadCmd  `cmd:"" group:"Slides" help:"Send slides to a server; goes on where it was after any interruption."`
 	Encode  encodeCmd  `cmd:"" group:"Slides" help:"Encode slides that are registered: under a budget, or augmented views."`
 	Import  importCmd  `cmd:"" group:"Slides" help:"Bring in cohorts: GDC manifests, buckets, tables of labels; and features that other tools computed."`
 	Cohorts cohortsCmd `cmd:"" group:"Slides" help:"List cohorts, show, version or export one."`

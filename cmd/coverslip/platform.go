@@ -51,6 +51,7 @@ type platform struct {
 	Blobs blob.Store
 
 	dir    string
+	blobs  string           // where Blobs are
 	server *postgres.Server // the private one, where this process runs it
 	joined bool             // another process runs it
 
@@ -137,6 +138,7 @@ func (p *platform) open(e *env, url, blobs string) (err error) {
 	if blobs == "" {
 		blobs = filepath.Join(p.dir, "blobs")
 	}
+	p.blobs = blobs
 	p.Blobs, err = blob.Open(e, blobs)
 	return err
 }

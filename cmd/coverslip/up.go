@@ -17,6 +17,7 @@ import (
 
 type upCmd struct {
 	Addr string `default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Where the API listens (${default}); port 0 takes a free one."`
+	serverFlags
 	workFlags
 	encoderFlags
 	dataFlags
@@ -34,11 +35,17 @@ Everything lies in one folder. Ctrl-C stops it cleanly; after a crash it goes on
 
 // Run runs API and workers until it is told to stop.
 func (c *upCmd) Run(e *env) error {
-	return serve(e, &c.dataFlags, c.encoderFlags, c.Addr, &c.workFlags)
+	return serve(e, &c.dataFlags, c.encoderFlags, c.Addr, c.serverFlags, &c.workFlags)
+}
+
+// serverFlags are those of up and serve alike.
+type serverFlags struct {
+	uploadFlags
 }
 
 type serveCmd struct {
 	Addr string `default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Where the API listens (${default})."`
+	serverFlags
 	encoderFlags
 	dataFlags
 }
@@ -51,13 +58,15 @@ func (serveCmd) Help() string {
 }
 
 // Run runs the API until it is told to stop.
-func (c *serveCmd) Run(e *env) error { return serve(e, &c.dataFlags, c.encoderFlags, c.Addr, nil) }
-
-func serve(e *env, data *dataFlags, enc encoderFlags, addr string, workers *workFlags) error {
-	return data.with(e, enc, func(p *platform, in *ingest.Ingest) error { return p.serve(e, in, addr, workers) })
+func (c *serveCmd) Run(e *env) error {
+	return serve(e, &c.dataFlags, c.encoderFlags, c.Addr, c.serverFlags, nil)
 }
 
-func (p *platform) serve(e *env, in *ingest.Ingest, addr string, workers *workFlags) error {
+func serve(e *env, data *dataFlags, enc encoderFlags, addr string, flags serverFlags, workers *workFlags) error {
+	return data.with(e, enc, func(p *platform, in *ingest.Ingest) error { return p.serve(e, in, addr, flags, workers) })
+}
+
+func (p *platform) serve(e *env, in *ingest.Ingest, addr string, flags serverFlags, workers *workFlags) error {
 	if workers != nil {
 		stop, err := p.work(e, in, *workers)
 		if err != nil {
@@ -79,12 +88,29 @@ func (p *platform) serve(e *env, in *ingest.Ingest, addr string, workers *workFl
 		<-followed
 	}()
 
+	uploads, err := flags.uploads(p, in)
+	if err != nil {
+		return err
+	}
+	defer uploads.Close()
+	finishing := make(chan struct{})
+	go func() {
+		defer close(finishing)
+		uploads.Resume(e)
+	}()
+	defer func() { <-finishing }()
+
 	tiles := zoom.New(in.Open, zoom.Slides, zoom.Bytes)
 	defer tiles.Close()
-	handler, err := api.New(api.Config{
+	config := api.Config{
 		Slides: slidesOf{in}, Searcher: searcher{in, index}, Uploader: uploader{in}, Thumbnailer: thumbnailer{in, make(chan struct{}, runtime.GOMAXPROCS(0))},
-		DeepZoomer: tiles, Ready: p.ready, Log: e.log, Collectors: collectors(p.DB),
-	})
+		Resumable: resumable{uploads}, Registrar: newRegistrar(in, p.blobs, flags.SlidesFolder),
+		DeepZoomer: tiles, Ready: p.ready, MaxUpload: flags.MaxUpload << 30, Log: e.log, Collectors: collectors(p.DB),
+	}
+	if direct := ingest.NewPresigned(in, flags.MaxUploads); direct != nil {
+		config.Presigner = presigner{direct}
+	}
+	handler, err := api.New(config)
 	if err != nil {
 		return err
 	}

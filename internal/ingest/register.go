@@ -67,41 +67,6 @@ func (in *Ingest) RegisterWith(ctx context.Context, place string, mppOfSlide fun
 	return in.register(ctx, slide, mppOfSlide(slide.ID))
 }
 
-// Upload makes a slide known whose bytes come from body, keeps them in the blob store, and queues it
-// like Register. Memory does not grow with the slide. Equal bytes are kept once, whoever sends them
-// how often at once. When body fails, or is no slide, nothing is kept.
-func (in *Ingest) Upload(ctx context.Context, name string, mppOfSlide float64, body io.Reader) (Outcome, error) {
-	if mppOfSlide != 0 {
-		if err := tiler.CheckMPP(mppOfSlide); err != nil {
-			return Outcome{}, err
-		}
-	}
-	spool, err := os.CreateTemp(in.Spool, "upload-*")
-	if err != nil {
-		return Outcome{}, diskError("make room for the upload", in.Spool, err)
-	}
-	defer os.Remove(spool.Name()) //nolint:errcheck // moved away, or swept at the next start
-	defer spool.Close()
-	id, n, err := digest(ctx, body, spool)
-	if err != nil {
-		return Outcome{}, coverslip.At(name, err)
-	}
-	slide, err := describe(ctx, name, []string{spool.Name()})
-	if err != nil {
-		return Outcome{}, renamed(err, name)
-	}
-	slide.ID, slide.Bytes, slide.Name, slide.Location = id, n, name, "blob:"+slideBlob(id)
-	if _, err := spool.Seek(0, io.SeekStart); err != nil {
-		return Outcome{}, diskError("read the upload back", spool.Name(), err)
-	}
-	if known, err := in.DB.Slide(ctx, id); err == nil && known.Location != slide.Location && lies(known.Location) {
-		slide.Location = known.Location // in a folder of the user's
-	} else if err := in.Blobs.Put(ctx, slideBlob(id), spool, n); err != nil {
-		return Outcome{}, coverslip.At(name, err)
-	}
-	return in.register(ctx, slide, mppOfSlide)
-}
-
 // describe opens a slide for what it says of itself.
 func describe(ctx context.Context, name string, files []string) (coverslip.Slide, error) {
 	opened, err := tiler.OpenFiles(ctx, name, files)

@@ -96,6 +96,34 @@ func (f *Folder) write(name string, src io.Reader) error {
 	return errors.Join(err, file.Close())
 }
 
+// PutFile is Put of the first size bytes of a file, which must not change afterwards: on the same disk it
+// takes the file itself, under a second name.
+func (f *Folder) PutFile(ctx context.Context, key string, file *os.File, size int64) error {
+	const op = "write blob"
+	if err := CheckKey(key); err != nil {
+		return err
+	}
+	info, err := file.Stat()
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		return folderError(op, f.path(key), err)
+	}
+	temp := path.Join(unfinished, rand.Text())
+	if info.Size() != size || os.Link(file.Name(), f.path(temp)) != nil { // another disk, or one that knows no links
+		return f.Put(ctx, key, io.NewSectionReader(file, 0, size), size)
+	}
+	if err = file.Sync(); err == nil {
+		err = f.publish(temp, key)
+	}
+	if err != nil {
+		_ = f.root.Remove(temp) // should this fail too, a later sweep does it
+		return folderError(op, f.path(key), err)
+	}
+	return nil
+}
+
 // publish moves a finished file to its key and makes the new name durable, together with the
 // folders made for it.
 func (f *Folder) publish(temp, key string) error {

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"math/rand"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -23,6 +25,7 @@ import (
 type Store interface {
 	blob.Store
 	Sweep(ctx context.Context, before time.Time) error
+	PutFile(ctx context.Context, key string, file *os.File, size int64) error
 }
 
 // Run runs the suite. open gives an empty store of the test's own.
@@ -45,6 +48,7 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 		"TwentyWritersOneWhole":    writers,
 		"ReadersSeeWholeOrNothing": readers,
 		"SweepKeepsBlobs":          sweep,
+		"FilesAreTakenWhole":       files,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, open(t)) })
 	}
@@ -388,6 +392,43 @@ func sweep(t *testing.T, s Store) {
 	if got := get(t, s, "k"); string(got) != "x" {
 		t.Errorf("holds %q", got)
 	}
+}
+
+func files(t *testing.T, s Store) {
+	for _, size := range []int{0, 1, 70_000, 2*blob.PartSize + 3} {
+		want := content(7, size)
+		path := filepath.Join(t.TempDir(), "file")
+		if err := os.WriteFile(path, want, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, key := range []string{"files/a", "files/a", fmt.Sprintf("files/%d", size)} { // the second time over what is there
+			if err := s.PutFile(t.Context(), key, f, int64(size)); err != nil {
+				t.Fatalf("%d bytes: %v", size, err)
+			}
+			if !bytes.Equal(get(t, s, key), want) {
+				t.Errorf("%d bytes differ", size)
+			}
+		}
+		wantKind(t, "a file shorter than announced", s.PutFile(t.Context(), "files/short", f, int64(size)+1), coverslip.Invalid)
+		wantKind(t, "a bad key", s.PutFile(t.Context(), "../x", f, int64(size)), coverslip.Invalid)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		wantKind(t, "cancelled", s.PutFile(ctx, "files/cancelled", f, int64(size)), coverslip.Canceled)
+		if err := errors.Join(f.Close(), os.Remove(path)); err != nil {
+			t.Error(err)
+		}
+		if !bytes.Equal(get(t, s, "files/a"), want) {
+			t.Error("the blob went with the file")
+		}
+	}
+	if keys := list(t, s, "files/"); len(keys) != 5 {
+		t.Errorf("listed %q", keys)
+	}
+	nothingUnfinished(t, s)
 }
 
 // nothingUnfinished sweeps everything and lists the keys before and after.
