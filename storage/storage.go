@@ -39,6 +39,8 @@ func Open(ctx context.Context, url string) (*DB, error) {
 		config.MaxConns = 12 // pgx's default is one a core, too few for workers, queue and requests at once
 	}
 	config.ConnConfig.RuntimeParams["application_name"] = "coverslip"
+	// A process that is stopped in mid-transaction must not hold its locks for as long as it is stopped.
+	config.ConnConfig.RuntimeParams["idle_in_transaction_session_timeout"] = "15s"
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		return nil, pgerr.Wrap(op, err)

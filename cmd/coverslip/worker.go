@@ -20,6 +20,7 @@ import (
 type workFlags struct {
 	Slides int           `default:"0" placeholder:"N" group:"Work" help:"Slides encoded at once; 0 is as many as fit memory and cores (${default})."`
 	Views  int           `default:"1" placeholder:"N" group:"Work" help:"Slides of which views are made at once; 0 leaves them to others (${default})."`
+	Lease  time.Duration `default:"20s" group:"Work" help:"Take the slides of workers that were silent for so long; the same for the whole fleet (${default})."`
 	Grace  time.Duration `default:"20s" group:"Work" help:"When told to stop, finish the slides at hand for so long; then they go back to the queue (${default})."`
 }
 
@@ -75,6 +76,9 @@ func (p *platform) work(e *env, in *ingest.Ingest, flags workFlags) (stop func()
 	if err != nil {
 		return nil, err
 	}
+	if flags.Lease != 0 && flags.Lease < time.Second {
+		return nil, &usageError{"--lease is a second or more"}
+	}
 	slides := flags.Slides
 	if slides <= 0 {
 		slides = slidesThatFit(runtime.GOMAXPROCS(0), freeMemory(), p.on)
@@ -88,7 +92,7 @@ func (p *platform) work(e *env, in *ingest.Ingest, flags workFlags) (stop func()
 	if views == 0 {
 		views = -1
 	}
-	q, err := queue.New(p.DB.Pool(), queue.Config{Embeds: slides, Views: views, Work: w.work, Logger: e.log})
+	q, err := queue.New(p.DB.Pool(), queue.Config{Embeds: slides, Views: views, Work: w.work, Patience: flags.Lease, Logger: e.log})
 	if err != nil {
 		return nil, err
 	}

@@ -16,7 +16,7 @@ import (
 
 // A lease says that somebody is at a job that runs. It is a row that comes and goes with the state
 // `running` (migrations/00010), and whose beat grows while its worker lives. Any process that works on jobs
-// also sweeps: where a beat has not grown for Patience, the job is taken away. It is closed, and another
+// also sweeps: where a beat has not grown for Config.Patience, the job is taken away. It is closed, and another
 // job with a number of its own goes on where it was. So a job's number is the fencing token: whoever was
 // stopped and wakes up finds its job closed, Hold refuses its writes, and what it tells River of the job
 // changes nothing.
@@ -24,12 +24,9 @@ import (
 // How long a beat has been silent is measured by one clock, the database's, and only over times in which
 // sweeps went on: after the database was away, everybody gets the time to beat again.
 
-// Patience is how long a lease may be silent. With a beat and a sweep every Beat, a dead worker's job is
-// available again after at most Patience + 2 × Beat.
-const (
-	Patience = 20 * time.Second
-	Beat     = 5 * time.Second
-)
+// DefaultPatience is how long a lease may be silent. There are four beats and sweeps in that time, so a dead
+// worker's job is available again after half as long once more.
+const DefaultPatience = 20 * time.Second
 
 // errTaken is why a job is stopped that was taken away.
 var errTaken = errors.New("another worker has taken over, because this one was silent for too long")
@@ -77,7 +74,7 @@ func (h *holder) release(job int64) {
 
 // run beats and sweeps until ctx ends. What fails is tried again the next time.
 func (h *holder) run(ctx context.Context) {
-	tick := time.NewTicker(Beat)
+	tick := time.NewTicker(h.q.patience / 4)
 	defer tick.Stop()
 	for {
 		select {
@@ -86,7 +83,7 @@ func (h *holder) run(ctx context.Context) {
 		case <-tick.C:
 		}
 		for _, do := range []func(context.Context) error{h.beat, h.sweep} {
-			once, done := context.WithTimeout(ctx, Patience/2)
+			once, done := context.WithTimeout(ctx, h.q.patience/2)
 			if err := do(once); err != nil && ctx.Err() == nil {
 				h.q.log.Warn("leases are not looked after", "err", err)
 			}
@@ -133,17 +130,17 @@ func (h *holder) sweep(ctx context.Context) error {
 		var pause time.Duration
 		err := tx.QueryRow(ctx, `update lease_sweeps s set at = clock_timestamp() from (select at from lease_sweeps for update) old
 			where old.at < clock_timestamp() - $1::interval
-			returning case when isfinite(old.at) then s.at - old.at else interval '1 day' end`, Beat*4/5).Scan(&pause)
+			returning case when isfinite(old.at) then s.at - old.at else interval '1 day' end`, h.q.patience/5).Scan(&pause)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, `update leases set seen_beat = beat, seen = clock_timestamp() where beat <> seen_beat or $1`, pause > 2*Beat); err != nil {
+		if _, err := tx.Exec(ctx, `update leases set seen_beat = beat, seen = clock_timestamp() where beat <> seen_beat or $1`, pause > h.q.patience/2); err != nil {
 			return err
 		}
-		rows, _ := tx.Query(ctx, `select job from leases where seen < clock_timestamp() - $1::interval for update skip locked`, Patience)
+		rows, _ := tx.Query(ctx, `select job from leases where seen < clock_timestamp() - $1::interval for update skip locked`, h.q.patience)
 		silent, err := pgx.CollectRows(rows, pgx.RowTo[int64])
 		if err != nil || len(silent) == 0 {
 			return err
@@ -165,7 +162,7 @@ func takeAway(ctx context.Context, tx pgx.Tx, jobs []int64) (int, error) {
 		with dead as (
 			select j.id, j.metadata ? 'cancel_attempted_at' as cancelled, greatest(l.kept, coalesce((j.metadata->>'kept')::int, 0)) as kept,
 				case when l.kept > coalesce((j.metadata->>'kept')::int, 0) then 1 else coalesce((j.metadata->>'deaths')::int, 0) + 1 end as deaths
-			from river_job j left join leases l on l.job = j.id where j.id = any($1) and j.state = 'running' for update of j)
+			from river_job j left join leases l on l.job = j.id where j.id = any($1) and j.state = 'running' for update of j skip locked)
 		update river_job j set
 			state        = (case when cancelled then 'cancelled' else 'discarded' end)::river_job_state,
 			finalized_at = now(),

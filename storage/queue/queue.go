@@ -111,6 +111,9 @@ type Config struct {
 	Embeds  int           // jobs of that queue at once; 0 is 1, less is none
 	Views   int           // jobs of that queue at once; 0 is 1, less is none
 	Timeout time.Duration // the longest a job may run; 0 is a day
+	// Patience is how long a worker may be silent before its jobs are taken away; 0 is DefaultPatience. It
+	// should be the same in all processes.
+	Patience time.Duration
 	// Work does one job, in several goroutines at once. It returns soon after ctx ends; when that is
 	// because the process stops, the job goes back and this run is not counted. An error whose kind
 	// may pass (coverslip.Kind.Retryable) is tried again, any other ends the job. Nil makes a queue
@@ -126,13 +129,14 @@ type Queue struct {
 	log    *slog.Logger
 	works  bool
 
-	holder holder
-	resign func() // ends the holder's care for leases, and waits for that
+	patience time.Duration
+	holder   holder
+	resign   func() // ends the holder's care for leases, and waits for that
 }
 
 // New makes a queue over the pool. Nothing runs before Start.
 func New(pool *pgxpool.Pool, c Config) (*Queue, error) {
-	q := &Queue{pool: pool, log: cmp.Or(c.Logger, slog.New(slog.DiscardHandler)), works: c.Work != nil}
+	q := &Queue{pool: pool, log: cmp.Or(c.Logger, slog.New(slog.DiscardHandler)), works: c.Work != nil, patience: cmp.Or(c.Patience, DefaultPatience)}
 	q.holder = holder{q: q, has: map[int64]*held{}}
 	config := &river.Config{
 		Logger:            q.log,

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -83,6 +82,15 @@ func (b *bench) add(name string) coverslip.SlideID {
 		b.t.Fatalf("%s is in the queue already", name)
 	}
 	return id
+}
+
+// register registers a slide without a job.
+func (b *bench) register(name string) coverslip.SlideID {
+	b.t.Helper()
+	sum := sha256.Sum256([]byte(name))
+	s, _, err := b.db.Register(b.t.Context(), coverslip.Slide{ID: coverslip.SlideID(hex.EncodeToString(sum[:])), Name: name, Location: "/" + name})
+	fatal(b.t, err)
+	return s.ID
 }
 
 func (b *bench) tryAdd(name string) (id coverslip.SlideID, added bool, err error) {
@@ -365,18 +373,10 @@ func TestReleasedAfterADeath(t *testing.T) {
 	}})}
 	id := b.add("s")
 
-	other := exec.Command(os.Args[0])
-	other.Env = append(os.Environ(), "COVERSLIP_TEST_WORKER="+url)
-	other.Stderr = os.Stderr
-	out, err := other.StdoutPipe()
-	fatal(t, err)
-	fatal(t, other.Start())
-	said := make([]byte, 64)
-	_, err = out.Read(said)
-	fatal(t, err)
-	fatal(t, other.Process.Kill())
-	_ = other.Wait()
-	if string(said) != string(id) {
+	process, said := otherWorker(t, url)
+	fatal(t, process.Kill())
+	_, _ = process.Wait()
+	if said != id {
 		t.Fatalf("it worked on %s", said)
 	}
 	b.wantState(id, coverslip.Encoding, "")
