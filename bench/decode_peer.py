@@ -3,7 +3,8 @@
     python decode_peer.py READER SLIDE PLAN.csv EDGE [DUMP]
 
 READER is openslide-c (read_region through ctypes: what OpenSlide itself takes, pixels left as they
-come), openslide-python (read_region as people use it: an RGB numpy array), tiffslide or pyvips. Tiles
+come), openslide-python (read_region as people use it: an RGB numpy array), tiffslide, pyvips or cucim
+(its reader on the CPU). Tiles
 are EDGE level-0 pixels, at the places of the plan. With DUMP the first run writes them there, RGB row
 by row. Prints one JSON object a run; reads one line from standard input before each.
 """
@@ -65,10 +66,17 @@ def pyvips(path, edge):
     return tile, lambda: None
 
 
+def cucim(path, edge):
+    from cucim import CuImage
+
+    slide = CuImage(path)
+    return lambda x, y: np.asarray(slide.read_region((x, y), (edge, edge), 0)), slide.close
+
+
 def main():
     reader, path, plan, edge = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
     places = [(int(row["x"]), int(row["y"])) for row in csv.DictReader(open(plan))]
-    make = {"openslide-c": openslide_c, "openslide-python": openslide_python, "tiffslide": tiffslide, "pyvips": pyvips}[reader]
+    make = {"openslide-c": openslide_c, "openslide-python": openslide_python, "tiffslide": tiffslide, "pyvips": pyvips, "cucim": cucim}[reader]
     if len(sys.argv) > 5:
         tile, close = make(path, edge)
         with open(sys.argv[5], "wb") as out:
