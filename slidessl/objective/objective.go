@@ -60,23 +60,24 @@ type Objective interface {
 type Options struct {
 	// The projector has Layers linear layers, each but the last followed by ReLU and batch norm: 3, 512, 256.
 	// With NoProjector layers the loss is of the embedding itself.
-	Layers      int
-	Hidden, Out int
+	Layers int `json:"layers,omitempty" yaml:"layers"`
+	Hidden int `json:"hidden,omitempty" yaml:"hidden"`
+	Out    int `json:"out,omitempty" yaml:"out"`
 
-	Temperature       float64
-	TargetTemperature float64 // of the targets: DINO's teacher after its warm-up, ε of SwAV's codes
-	Momentum          float64 // of the averages; where it grows, at the first step
-	Queue             int     // keys of earlier steps, a multiple of Batch
-	Prototypes        int
-	Predictor         int     // hidden width
-	Invariance        float64 // weight of the distance of views: VICReg, ReLIC
-	Variance          float64 // VICReg
-	Covariance        float64 // VICReg; Barlow Twins' λ
+	Temperature       float64 `json:"temperature,omitempty" yaml:"temperature"`
+	TargetTemperature float64 `json:"target_temperature,omitempty" yaml:"target_temperature"` // DINO's teacher after its warm-up, ε of SwAV's codes
+	Momentum          float64 `json:"momentum,omitempty" yaml:"momentum"`                     // of the averages; where it grows, at the first step
+	Queue             int     `json:"queue,omitempty" yaml:"queue"`                           // keys of earlier steps, a multiple of Batch
+	Prototypes        int     `json:"prototypes,omitempty" yaml:"prototypes"`
+	Predictor         int     `json:"predictor,omitempty" yaml:"predictor"`   // hidden width
+	Invariance        float64 `json:"invariance,omitempty" yaml:"invariance"` // weight of the distance of views: VICReg, ReLIC
+	Variance          float64 `json:"variance,omitempty" yaml:"variance"`     // VICReg
+	Covariance        float64 `json:"covariance,omitempty" yaml:"covariance"` // VICReg; Barlow Twins' λ
 
-	// What the objective is for.
-	Batch   int // slides a step
-	Cohort  int // slides; 0 is not known, and the paper's sizes stay
-	Classes int // of the label; 0 without
+	// What the objective is for; whoever trains knows.
+	Batch   int `json:"-" yaml:"-"` // slides a step
+	Cohort  int `json:"-" yaml:"-"` // slides; 0 is not known, and the paper's sizes stay
+	Classes int `json:"-" yaml:"-"` // of the label; 0 without
 }
 
 // NoProjector is Options.Layers for none.
