@@ -150,6 +150,14 @@ func (s *Slide) Thumbnail(ctx context.Context, maxEdge int) (*Picture, error) {
 	return small, nil
 }
 
+// Level is a picture of a whole level. One of more than 2²⁷ pixels is Unsupported.
+func (s *Slide) Level(ctx context.Context, level int) (*Picture, error) {
+	if level < 0 || level >= len(s.Levels) {
+		return nil, &coverslip.Error{Kind: coverslip.Invalid, Op: "read the level", Path: s.Path, Err: fmt.Errorf("there is no level %d; it has %d, from 0", level, len(s.Levels))}
+	}
+	return s.shrunk(ctx, level, 1, false)
+}
+
 // shrunk reads a whole level, each factor×factor block averaged to one pixel, in pieces of a few
 // megabytes. Damage is an error, or, if tolerant, filled in; see patchwork.
 func (s *Slide) shrunk(ctx context.Context, level, factor int, tolerant bool) (*Picture, error) {
