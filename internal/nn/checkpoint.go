@@ -137,7 +137,7 @@ func (f *File) Fill(params []*Param) error {
 			err = fmt.Errorf("it has no %s", p.Name)
 		case from.Rows != p.Rows || from.Cols != p.Cols:
 			err = fmt.Errorf("its %s is %d × %d, not %d × %d", p.Name, from.Rows, from.Cols, p.Rows, p.Cols)
-		case !finite(float64(sum(from.Value))):
+		case !allFinite(from.Value):
 			err = fmt.Errorf("its %s is not finite", p.Name)
 		}
 		if err != nil {

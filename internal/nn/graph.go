@@ -184,7 +184,7 @@ func (g *Graph) Backward(loss *Node, keep ...*Node) (float64, error) {
 		if !g.light {
 			copy(p.Grad, floats(grads[i].Value()))
 		}
-		if !finite(float64(sum(p.Grad))) {
+		if !allFinite(p.Grad) {
 			return value, &coverslip.Error{Kind: coverslip.Invalid, Op: "differentiate " + p.Name, Err: errors.New("the gradient is not finite"),
 				Hint: "lower the learning rate, or look for NaN in the features"}
 		}

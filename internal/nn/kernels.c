@@ -284,3 +284,19 @@ WIDE void nn_depthwise_back(long h, long w, long ch, long kh, long kw, const flo
 		}
 	}
 }
+
+WIDE int nn_finite(long n, const float *restrict x) {
+	uint32_t bad = 0;
+	for (long i = 0; i < n; i++) {
+		union { float f; uint32_t u; } v = {x[i]};
+		bad |= (v.u & 0x7f800000U) == 0x7f800000U;
+	}
+	return !bad;
+}
+
+WIDE void nn_sgd(long n, float lr, float momentum, float decay, float scale, const float *restrict g, float *restrict v, float *restrict p) {
+	for (long i = 0; i < n; i++) {
+		v[i] = momentum * v[i] + scale * (g[i] + decay * p[i]);
+		p[i] -= lr * v[i];
+	}
+}

@@ -21,5 +21,7 @@ void nn_drop(long rows, long cols, const int32_t *at, uint32_t seed, uint32_t be
 void nn_scaled_where(long n, float scale, const float *y, const float *dy, float *dx);
 void nn_depthwise(long h, long w, long ch, long kh, long kw, int flip, const float *x, const float *k, float *y);
 void nn_depthwise_back(long h, long w, long ch, long kh, long kw, const float *x, const float *dy, float *dk);
+int nn_finite(long n, const float *x);
+void nn_sgd(long n, float lr, float momentum, float decay, float scale, const float *g, float *v, float *p);
 double nn_dot(long n, const float *x, const float *y);
 #endif

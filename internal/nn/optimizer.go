@@ -96,21 +96,21 @@ func (s *SGD) Step(params []*Param, lr float64) {
 			continue
 		}
 		v := s.of("v", p).Value
-		if s.WeightDecay != 0 && !p.Plain {
-			axpy(float32(s.WeightDecay), p.Value, p.Grad)
+		decay, scale := 0.0, 1.0
+		if !p.Plain {
+			decay = s.WeightDecay
 		}
-		scale := float32(1)
 		if s.Trust > 0 && !p.Plain {
+			if decay != 0 { // the trust ratio sees it
+				axpy(float32(decay), p.Value, p.Grad)
+				decay = 0
+			}
 			if long, grad := math.Sqrt(Dot(p.Value, p.Value)), math.Sqrt(Dot(p.Grad, p.Grad)); long > 0 && grad > 0 {
-				scale = float32(s.Trust * long / grad)
+				scale = s.Trust * long / grad
 			}
 		}
 		ParallelRows(len(p.Value), 4, func(from, to int) {
-			m, step := float32(s.Momentum), float32(lr)
-			for i := from; i < to; i++ {
-				v[i] = m*v[i] + scale*p.Grad[i]
-				p.Value[i] -= step * v[i]
-			}
+			C.nn_sgd(C.long(to-from), C.float(lr), C.float(s.Momentum), C.float(decay), C.float(scale), ptr(p.Grad[from:to]), ptr(v[from:to]), ptr(p.Value[from:to]))
 		})
 	}
 }

@@ -152,13 +152,7 @@ func scatterRows[T Float](dst, x []T, at []int32, cols int) {
 	}
 }
 
-func sum(x []float32) float32 {
-	var s [1]float64
-	if len(x) == 0 {
-		return 0
-	}
-	columnSums(s[:], x)
-	return float32(s[0])
-}
+// allFinite reports whether no number is NaN or infinite.
+func allFinite(x []float32) bool { return C.nn_finite(C.long(len(x)), ptr(x)) != 0 }
 
 func finite(x float64) bool { return !math.IsNaN(x) && !math.IsInf(x, 0) }
