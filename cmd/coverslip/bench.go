@@ -21,6 +21,7 @@ type benchCmd struct {
 	Encode benchEncodeCmd `cmd:"" help:"Slide file to features, beside ONNX Runtime alone on the same tiles."`
 	Probe  benchProbeCmd  `cmd:"" help:"Linear probes and intervals, beside scikit-learn."`
 	Budget benchBudgetCmd `cmd:"" help:"How many tiles an embedding needs."`
+	MIL    benchMILCmd    `cmd:"" name:"mil" help:"Training of MIL classifiers beside PyTorch; memory of a large bag."`
 }
 
 // measurement is one line of every benchmark.

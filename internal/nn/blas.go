@@ -185,10 +185,8 @@ func Gemm[T Float](transA, transB bool, m, n, k int, alpha T, a []T, lda int, b 
 		return
 	}
 	BLAS()
-	pieces := min(max(m/128, 1), 8)
-	if m*n*k < 1<<20 {
-		pieces = 1
-	}
+	// Each piece packs b anew: a few large ones.
+	pieces := min(max(m/128, 1), max(m*n*k>>26, 1), 8)
 	rows := (m + pieces - 1) / pieces
 	rows = (rows + 15) / 16 * 16
 	Parallel((m+rows-1)/rows, func(i int) {

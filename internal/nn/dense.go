@@ -251,26 +251,12 @@ func gate[T Float](n, h int) Kernel[T] {
 	return Kernel[T]{Name: "gate", DropOut: true, DropIn: []bool{true},
 		Forward: func(out []T, in [][]T) {
 			ParallelRows(n, 32*h, func(from, to int) {
-				for i := from; i < to; i++ {
-					a, b := t[i*h:(i+1)*h], s[i*h:(i+1)*h]
-					tanhTo(a, in[0][2*i*h:(2*i+1)*h])
-					sigmoidTo(b, in[0][(2*i+1)*h:(2*i+2)*h])
-					for k, v := range a {
-						out[i*h+k] = v * b[k]
-					}
-				}
+				gateTo(out[from*h:to*h], t[from*h:to*h], s[from*h:to*h], in[0][2*from*h:2*to*h], h)
 			})
 		},
 		Backward: func(din, _ [][]T, _, dout []T) {
 			ParallelRows(n, 8*h, func(from, to int) {
-				for i := from; i < to; i++ {
-					da, db := din[0][2*i*h:(2*i+1)*h], din[0][(2*i+1)*h:(2*i+2)*h]
-					for k := range h {
-						at := i*h + k
-						da[k] = dout[at] * s[at] * (1 - t[at]*t[at])
-						db[k] = dout[at] * t[at] * s[at] * (1 - s[at])
-					}
-				}
+				gateBack(din[0][2*from*h:2*to*h], t[from*h:to*h], s[from*h:to*h], dout[from*h:to*h], h)
 			})
 		}}
 }

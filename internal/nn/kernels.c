@@ -40,27 +40,54 @@ WIDE void nn_exp(long n, float shift, const float *restrict x, float *restrict y
 }
 
 // tanh by exp away from zero and by Cephes' odd polynomial near it, where the difference would cancel.
+static inline __attribute__((always_inline)) float tanh1(float x) {
+	float a = __builtin_fabsf(x);
+	float far = 1.0f - 2.0f / (exp1(2.0f * a) + 1.0f);
+	far = __builtin_copysignf(far, x);
+	float s = x * x;
+	float p = -5.70498872745e-3f;
+	p = p * s + 2.06390887954e-2f;
+	p = p * s - 5.37397155531e-2f;
+	p = p * s + 1.33314422036e-1f;
+	p = p * s - 3.33332819422e-1f;
+	float near = p * s * x + x;
+	return a < 0.625f ? near : far;
+}
+
+static inline __attribute__((always_inline)) float sigmoid1(float x) {
+	float e = exp1(-__builtin_fabsf(x));
+	float r = 1.0f / (1.0f + e);
+	return x >= 0 ? r : x < 0 ? e * r : x;
+}
+
 WIDE void nn_tanh(long n, const float *restrict x, float *restrict y) {
-	for (long i = 0; i < n; i++) {
-		float a = __builtin_fabsf(x[i]);
-		float far = 1.0f - 2.0f / (exp1(2.0f * a) + 1.0f);
-		far = __builtin_copysignf(far, x[i]);
-		float s = x[i] * x[i];
-		float p = -5.70498872745e-3f;
-		p = p * s + 2.06390887954e-2f;
-		p = p * s - 5.37397155531e-2f;
-		p = p * s + 1.33314422036e-1f;
-		p = p * s - 3.33332819422e-1f;
-		float near = p * s * x[i] + x[i];
-		y[i] = a < 0.625f ? near : far;
-	}
+	for (long i = 0; i < n; i++) y[i] = tanh1(x[i]);
 }
 
 WIDE void nn_sigmoid(long n, const float *restrict x, float *restrict y) {
+	for (long i = 0; i < n; i++) y[i] = sigmoid1(x[i]);
+}
+
+WIDE void nn_gate(long n, long h, const float *restrict x, float *restrict t, float *restrict s, float *restrict y) {
 	for (long i = 0; i < n; i++) {
-		float e = exp1(-__builtin_fabsf(x[i]));
-		float r = 1.0f / (1.0f + e);
-		y[i] = x[i] >= 0 ? r : x[i] < 0 ? e * r : x[i];
+		const float *a = x + 2 * i * h, *b = a + h;
+		for (long k = 0; k < h; k++) {
+			float u = tanh1(a[k]), v = sigmoid1(b[k]);
+			t[i * h + k] = u;
+			s[i * h + k] = v;
+			y[i * h + k] = u * v;
+		}
+	}
+}
+
+WIDE void nn_gate_back(long n, long h, const float *restrict t, const float *restrict s, const float *restrict dy, float *restrict dx) {
+	for (long i = 0; i < n; i++) {
+		float *a = dx + 2 * i * h, *b = a + h;
+		for (long k = 0; k < h; k++) {
+			float u = t[i * h + k], v = s[i * h + k], g = dy[i * h + k];
+			a[k] = g * v * (1 - u * u);
+			b[k] = g * u * v * (1 - v);
+		}
 	}
 }
 

@@ -23,5 +23,7 @@ void nn_depthwise(long h, long w, long ch, long kh, long kw, int flip, const flo
 void nn_depthwise_back(long h, long w, long ch, long kh, long kw, const float *x, const float *dy, float *dk);
 int nn_finite(long n, const float *x);
 void nn_sgd(long n, float lr, float momentum, float decay, float scale, const float *g, float *v, float *p);
+void nn_gate(long n, long h, const float *x, float *t, float *s, float *y);
+void nn_gate_back(long n, long h, const float *t, const float *s, const float *dy, float *dx);
 double nn_dot(long n, const float *x, const float *y);
 #endif

@@ -57,6 +57,33 @@ func sigmoidTo[T Float](dst, x []T) {
 	}
 }
 
+// gateTo writes tanh of the left half of x's rows, sigmoid of the right half, and their product.
+func gateTo[T Float](dst, t, s, x []T, h int) {
+	if f, ok := single(x); ok {
+		C.nn_gate(C.long(len(t)/h), C.long(h), ptr(f), ptr(any(t).([]float32)), ptr(any(s).([]float32)), ptr(any(dst).([]float32)))
+		return
+	}
+	for i := range len(t) / h {
+		tanhTo(t[i*h:(i+1)*h], x[2*i*h:(2*i+1)*h])
+		sigmoidTo(s[i*h:(i+1)*h], x[(2*i+1)*h:(2*i+2)*h])
+	}
+	for i, v := range t {
+		dst[i] = v * s[i]
+	}
+}
+
+func gateBack[T Float](dx, t, s, dy []T, h int) {
+	if f, ok := single(t); ok {
+		C.nn_gate_back(C.long(len(t)/h), C.long(h), ptr(f), ptr(any(s).([]float32)), ptr(any(dy).([]float32)), ptr(any(dx).([]float32)))
+		return
+	}
+	for i, g := range dy {
+		at := i/h*2*h + i%h
+		dx[at] = g * s[i] * (1 - t[i]*t[i])
+		dx[at+h] = g * t[i] * s[i] * (1 - s[i])
+	}
+}
+
 // expTo writes e^(x-shift).
 func expTo[T Float](dst, x []T, shift T) {
 	if f, ok := single(x); ok {
