@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -30,6 +31,9 @@ type ClassicSet struct {
 	// runs).
 	ABMIL, Gated [2]float64
 }
+
+// Settings are ClassicDefaults with what the set asks for.
+func (s ClassicSet) Settings(m Model) Config { return ClassicDefaults(m) }
 
 // Classic are the five.
 func Classic() []ClassicSet {
@@ -129,8 +133,10 @@ func ClassicFolds(bags HeldBags, y []int, folds, runs int, seed uint64) ([]split
 }
 
 // JudgeClassic trains on every fold of a set, as many at once as there are cores, and gives the accuracy of each.
-func JudgeClassic(ctx context.Context, bags HeldBags, y []int, c Config, splits []split.Split, done func()) ([]float64, error) {
+func JudgeClassic(ctx context.Context, bags HeldBags, y []int, c Config, splits []split.Split, done func(folds int)) ([]float64, error) {
 	accuracy := make([]float64, len(splits))
+	var mu sync.Mutex
+	judged := 0
 	nn.SetWorkers(1) // cores take folds
 	defer nn.SetWorkers(runtime.GOMAXPROCS(0))
 	g, ctx := errgroup.WithContext(ctx)
@@ -156,8 +162,11 @@ func JudgeClassic(ctx context.Context, bags HeldBags, y []int, c Config, splits 
 				truth, said = append(truth, y[i]), append(said, class)
 			}
 			accuracy[n] = metric.Accuracy(truth, said)
+			mu.Lock()
+			defer mu.Unlock()
+			judged++
 			if done != nil {
-				done()
+				done(judged)
 			}
 			return nil
 		})

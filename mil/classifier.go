@@ -34,6 +34,7 @@ type Card struct {
 	Val      int                `json:"val_bags"`
 	Data     string             `json:"data_sha256,omitempty"`  // over the keys of the bags and their classes
 	Split    string             `json:"split_sha256,omitempty"` // over the rows of each side
+	Slides   []string           `json:"slides,omitempty"`       // ids of those it has seen, on either side
 	Epochs   int                `json:"epochs"`
 	Best     int                `json:"best_epoch"`
 	Figures  map[string]float64 `json:"figures,omitempty"` // on bags it was not trained on

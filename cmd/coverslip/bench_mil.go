@@ -271,12 +271,5 @@ func (t twice) Open(context.Context, int) (mil.Bag, error) {
 		return nil, err
 	}
 	r, err := bagfile.Open(f, info.Size())
-	return fileBag{r, f}, err
+	return storedBag{r, f}, err
 }
-
-type fileBag struct {
-	*bagfile.Reader
-	file *os.File
-}
-
-func (b fileBag) Close() error { return b.file.Close() }
