@@ -126,3 +126,4 @@ func (t *Trained) Taps() []string {
 	}
 	return append([]string{Backbone}, t.Objective.Taps()...)
 }
+

@@ -22,6 +22,7 @@ type benchCmd struct {
 	Probe  benchProbeCmd  `cmd:"" help:"Linear probes and intervals, beside scikit-learn."`
 	Budget benchBudgetCmd `cmd:"" help:"How many tiles an embedding needs."`
 	MIL    benchMILCmd    `cmd:"" name:"mil" help:"Training of MIL classifiers beside PyTorch; memory of a large bag."`
+	Ingest benchIngestCmd `cmd:"" help:"Uploads through the API to S3, beside the S3 client alone; memory."`
 }
 
 // measurement is one line of every benchmark.

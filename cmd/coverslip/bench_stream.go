@@ -15,7 +15,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -366,19 +365,7 @@ func (c *benchStreamCmd) weigh(e *env) error {
 }
 
 // resident is a figure of this process from /proc, MB.
-func resident(field string) (float64, error) {
-	raw, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(raw)) {
-		if value, ok := strings.CutPrefix(line, field); ok {
-			kib, err := strconv.ParseFloat(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 64)
-			return kib * 1024 / 1e6, err
-		}
-	}
-	return 0, fmt.Errorf("/proc says nothing of %s", field)
-}
+func resident(field string) (float64, error) { return residentOf("self", field) }
 
 // slowBucket is a slide in an S3 server, each request of which takes a while longer.
 type slowBucket struct {

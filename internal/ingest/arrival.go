@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 
 	"golang.org/x/sync/errgroup"
@@ -61,7 +62,14 @@ func (a *arrival) close() error {
 }
 
 // received is how much is read before it is written: little, because many arrive at once.
-const received = 256 << 10
+const received = 64 << 10
+
+// What all arrivals of this process may do side by side, whatever their number: send parts to the store,
+// and look into slides.
+var (
+	sending = make(chan struct{}, 8)
+	looking = make(chan struct{}, runtime.GOMAXPROCS(0))
+)
 
 // write appends body to the file, up to its end, and says how much was kept, whatever ended it early.
 func (a *arrival) write(ctx context.Context, body io.Reader) (n int64, err error) {
@@ -128,7 +136,9 @@ func (a *arrival) keep(ctx context.Context, name string, mppOfSlide float64) (Ou
 	if err != nil {
 		return Outcome{}, err
 	}
+	looking <- struct{}{}
 	slide, err := describe(ctx, name, []string{a.file.Name()})
+	<-looking
 	if err != nil {
 		return Outcome{}, renamed(err, name)
 	}
@@ -190,6 +200,8 @@ func (a *arrival) publish(ctx context.Context, key string) error {
 		}
 	}
 	if store, ok := a.in.Blobs.(fileKeeper); ok {
+		sending <- struct{}{}
+		defer func() { <-sending }()
 		return store.PutFile(ctx, key, a.file, a.size)
 	}
 	return a.in.Blobs.Put(ctx, key, io.NewSectionReader(a.file, 0, a.size), a.size)
@@ -242,7 +254,11 @@ func (s *shipment) send(size int64) {
 	}
 	n, off := int(s.sent/blob.PartSize)+1, s.sent
 	s.sent += size
-	s.group.Go(func() error { return s.parts.Send(s.ctx, n, s.file, off, size) })
+	s.group.Go(func() error {
+		sending <- struct{}{}
+		defer func() { <-sending }()
+		return s.parts.Send(s.ctx, n, s.file, off, size)
+	})
 }
 
 // complete sends the rest of a file of size bytes and publishes it; shipped is false where it has to be
