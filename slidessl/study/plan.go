@@ -1,0 +1,436 @@
+package study
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"coverslip"
+	"coverslip/slidessl/objective"
+)
+
+// Data knows the cohorts and encoders of a study.
+type Data interface {
+	// Cohort is what a study needs to know of one, NotFound where there is none of this name.
+	Cohort(ctx context.Context, name string) (Cohort, error)
+	// Dim is the length of an encoder's features, NotFound where there is none of this name.
+	Dim(ctx context.Context, encoder string) (int, error)
+	// Has reports which of these stages are there already.
+	Has(ctx context.Context, keys []string) (map[string]bool, error)
+}
+
+// Cohort is the size of a cohort and what is known of its slides.
+type Cohort struct {
+	Slides int // with tissue
+	Tiles  int // of all slides together
+	// Classes are how many different values each label column has; of a number it may be as many as slides.
+	Classes map[string]int
+}
+
+// Stage is something that is made once, whatever the number of runs that stand on it.
+type Stage struct {
+	Kind string `json:"kind"` // views, aggregator, embeddings, evaluation
+	Key  string `json:"key"`  // hash of all that determines it
+	// On are the keys of the stages that it stands on.
+	On []string `json:"on,omitempty"`
+	// Of views: whose bags, and whether they are augmented ones.
+	Cohort string `json:"cohort,omitempty"`
+	Stored bool   `json:"stored,omitempty"`
+	// What it is made of. An evaluation's settings are those of the run that it was first met in.
+	Settings   Settings    `json:"settings"`
+	Evaluation *Evaluation `json:"evaluation,omitempty"`
+	Done       bool        `json:"done"` // it is there already
+
+	Seconds float64 `json:"seconds"` // a guess, of one core
+	Bytes   int64   `json:"bytes"`   // what it leaves on the disk
+}
+
+// Run is one combination of levels with a seed.
+type Run struct {
+	Levels []string `json:"levels"` // one a factor
+	Seed   uint64   `json:"seed"`
+	// Evaluations are the keys of its last stages, one an evaluation.
+	Evaluations []string `json:"evaluations"`
+}
+
+// Plan is a study that can start.
+type Plan struct {
+	Name    string   `json:"name"`
+	Factors []string `json:"factors"`
+	Runs    []Run    `json:"runs"`
+	// Stages stand in an order in which they can be made: each after what it stands on.
+	Stages []Stage `json:"stages"`
+}
+
+// Rates are what a machine can do, for guesses of time; each of one core.
+type Rates struct {
+	Tiles  float64 // encoded a second
+	GFLOPS float64 // of training, in billions of operations a second
+}
+
+// DefaultRates are those of the machine that bench/README.md tells of.
+var DefaultRates = Rates{Tiles: 95, GFLOPS: 35}
+
+// Plan checks a study against its data and lists its runs and their stages.
+func (f *File) Plan(ctx context.Context, data Data, quick bool, rates Rates) (*Plan, error) {
+	p := &planner{file: f, data: data, rates: rates, cohorts: map[string]Cohort{}, dims: map[string]int{}, at: map[string]int{}}
+	p.plan.Name = f.Name
+	for _, factor := range f.Factors {
+		p.plan.Factors = append(p.plan.Factors, factor.Name)
+	}
+	seeds := f.Seeds
+	if quick && len(f.Quick.Seeds) > 0 {
+		seeds = f.Quick.Seeds
+	}
+	combinations, err := f.combinations(len(seeds))
+	if err != nil {
+		return nil, err
+	}
+	for _, levels := range combinations {
+		for _, seed := range seeds {
+			if err := p.run(ctx, levels, seed, quick); err != nil {
+				return nil, err
+			}
+		}
+	}
+	keys := make([]string, len(p.plan.Stages))
+	for i, s := range p.plan.Stages {
+		keys[i] = s.Key
+	}
+	there, err := data.Has(ctx, keys)
+	if err != nil {
+		return nil, err
+	}
+	for i := range p.plan.Stages {
+		p.plan.Stages[i].Done = there[p.plan.Stages[i].Key]
+	}
+	return &p.plan, nil
+}
+
+// combinations are the levels of every run, counted before they are listed.
+func (f *File) combinations(seeds int) ([][]int, error) {
+	runs := 1
+	for _, factor := range f.Factors {
+		if f.Design == "grid" {
+			runs *= len(factor.Levels)
+		} else {
+			runs += len(factor.Levels) - 1
+		}
+		if runs > maxLimit*maxSeeds {
+			break // enough to know
+		}
+	}
+	if runs *= seeds; runs > f.Limit {
+		more := ""
+		if runs > maxLimit {
+			more = "more than "
+			runs = maxLimit
+		}
+		return nil, &coverslip.Error{Kind: coverslip.TooLarge, Op: "plan the study", Err: fmt.Errorf("it has %s%d runs, and its limit is %d", more, runs, f.Limit),
+			Hint: "take fewer levels or seeds, the design each, or set limit"}
+	}
+	at := make([]int, len(f.Factors))
+	all := [][]int{slices.Clone(at)}
+	if f.Design == "each" {
+		for i, factor := range f.Factors {
+			for l := 1; l < len(factor.Levels); l++ {
+				one := slices.Clone(at)
+				one[i] = l
+				all = append(all, one)
+			}
+		}
+		return all, nil
+	}
+	for {
+		i := len(at) - 1
+		for ; i >= 0; i-- {
+			if at[i]++; at[i] < len(f.Factors[i].Levels) {
+				break
+			}
+			at[i] = 0
+		}
+		if i < 0 {
+			return all, nil
+		}
+		all = append(all, slices.Clone(at))
+	}
+}
+
+type planner struct {
+	file    *File
+	data    Data
+	rates   Rates
+	plan    Plan
+	cohorts map[string]Cohort
+	dims    map[string]int
+	at      map[string]int // where a key's stage is
+}
+
+// run adds a run and those of its stages that no earlier one has.
+func (p *planner) run(ctx context.Context, levels []int, seed uint64, quick bool) error {
+	set, err := flatten(p.file.Fixed)
+	if err != nil {
+		return err
+	}
+	run := Run{Seed: seed}
+	overlay := []map[string]yaml.Node{}
+	for i, l := range levels {
+		level := p.file.Factors[i].Levels[l]
+		run.Levels = append(run.Levels, level.Name)
+		overlay = append(overlay, level.Set)
+	}
+	if quick {
+		overlay = append(overlay, p.file.Quick.Set)
+	}
+	for _, o := range overlay {
+		flat, err := flatten(o)
+		if err != nil {
+			return err
+		}
+		maps.Copy(set, flat)
+	}
+	name := p.name(run)
+	s, err := settings(set)
+	if err != nil {
+		return in(name, err)
+	}
+	s.Train.Seed = seed
+	if err := p.against(ctx, &s); err != nil {
+		return in(name, err)
+	}
+	run.Evaluations = p.stages(s)
+	p.plan.Runs = append(p.plan.Runs, run)
+	return nil
+}
+
+func (p *planner) name(r Run) string {
+	var parts []string
+	for i, l := range r.Levels {
+		parts = append(parts, p.plan.Factors[i]+" "+l)
+	}
+	return strings.Join(append(parts, fmt.Sprintf("seed %d", r.Seed)), ", ")
+}
+
+// in says in which run something is wrong.
+func in(run string, err error) error {
+	return coverslip.Doing("plan the run of "+run, err)
+}
+
+// against checks settings with the cohorts and the encoder, and fills in what only these know.
+func (p *planner) against(ctx context.Context, s *Settings) error {
+	for _, name := range []string{s.Cohort, s.Embed.Cohort} {
+		if _, known := p.cohorts[name]; !known {
+			c, err := p.data.Cohort(ctx, name)
+			if err != nil {
+				return err
+			}
+			p.cohorts[name] = c
+		}
+	}
+	if _, known := p.dims[s.Encoder]; !known {
+		dim, err := p.data.Dim(ctx, s.Encoder)
+		if err != nil {
+			return err
+		}
+		p.dims[s.Encoder] = dim
+	}
+	for _, e := range p.file.Evaluations {
+		if e.Label == "" {
+			continue
+		}
+		classes, there := p.cohorts[s.Embed.Cohort].Classes[e.Label]
+		switch known := slices.Sorted(maps.Keys(p.cohorts[s.Embed.Cohort].Classes)); {
+		case !there && len(known) == 0:
+			return invalid("give it labels: coverslip import csv FILE --cohort "+s.Embed.Cohort, "evaluation %s: cohort %s has no label %s", e.Name, s.Embed.Cohort, e.Label)
+		case !there:
+			return invalid("its labels are "+strings.Join(known, ", "), "evaluation %s: cohort %s has no label %s", e.Name, s.Embed.Cohort, e.Label)
+		case classes < 2:
+			return invalid("there is nothing to tell apart", "evaluation %s: all slides of cohort %s have one %s", e.Name, s.Embed.Cohort, e.Label)
+		}
+	}
+	if !s.learned() {
+		return nil
+	}
+	slides := p.cohorts[s.Cohort].Slides
+	if s.Train.Batch > slides { // the default is made for thousands
+		s.Train.Batch = max(slides, 1)
+	}
+	s.Train.Architecture.Input = p.dims[s.Encoder]
+	if s.Train.Architecture.Input == 256 {
+		s.Train.Architecture.Stem = 0
+	}
+	if err := s.Train.Check(slides); err != nil {
+		return err
+	}
+	_, err := objective.Defaults(s.Train.Objective, options(*s, slides, 2))
+	return err
+}
+
+// key is the hash of a stage's kind and of what determines it.
+func key(kind string, of ...any) string {
+	raw, err := json.Marshal(append([]any{kind}, of...))
+	if err != nil {
+		panic("study: settings: " + err.Error()) // finite numbers and texts always marshal
+	}
+	sum := sha256.Sum256(raw)
+	return hex.EncodeToString(sum[:16])
+}
+
+// stages adds those that are new, and returns the keys of the evaluations.
+func (p *planner) stages(s Settings) (evaluations []string) {
+	bags := func(cohort string, plain bool) string {
+		if plain = plain || s.Views.Count == 0; plain {
+			return p.add(Stage{Kind: "views", Key: key("views", cohort, s.Encoder), Settings: s, Cohort: cohort})
+		}
+		return p.add(Stage{Kind: "views", Key: key("views", cohort, s.Encoder, s.Views), Settings: s, Cohort: cohort, Stored: true})
+	}
+	var embeddings string
+	if !s.learned() {
+		judged := bags(s.Embed.Cohort, true)
+		embeddings = p.add(Stage{Kind: "embeddings", Key: key("embeddings", judged, s.Aggregator), On: []string{judged}, Settings: s})
+	} else {
+		learned := bags(s.Cohort, s.Train.View.Plain)
+		determined := []any{learned, s.Train}
+		if s.Aggregator == "untrained" { // drawn, and fitted to the features' spread
+			determined = []any{learned, s.Train.Architecture, s.Train.Seed}
+		}
+		aggregator := p.add(Stage{Kind: "aggregator", Key: key("aggregator", determined...), On: []string{learned}, Settings: s})
+		judged := bags(s.Embed.Cohort, s.Embed.Plain || s.Embed.Views == 0)
+		embeddings = p.add(Stage{Kind: "embeddings", Key: key("embeddings", aggregator, judged, s.reading(), s.Embed.Tap), On: []string{aggregator, judged}, Settings: s})
+	}
+	for _, e := range p.file.Evaluations {
+		evaluations = append(evaluations, p.add(Stage{Kind: "evaluation", Key: key("evaluation", embeddings, e), On: []string{embeddings}, Settings: s, Evaluation: &e}))
+	}
+	return evaluations
+}
+
+func (p *planner) add(s Stage) string {
+	if _, there := p.at[s.Key]; !there {
+		p.at[s.Key] = len(p.plan.Stages)
+		s.Seconds, s.Bytes = p.guess(s)
+		p.plan.Stages = append(p.plan.Stages, s)
+	}
+	return s.Key
+}
+
+// guess is the time a stage takes on one core, and what it leaves: features and embeddings are float32, and a training
+// step costs three times what the forward pass does.
+func (p *planner) guess(s Stage) (seconds float64, bytes int64) {
+	a, dim := s.Settings.Train.Architecture, p.dims[s.Settings.Encoder]
+	width := float64(a.Width)
+	perTile := 2 * float64(dim*a.Stem) // operations
+	in := float64(a.Stem)
+	if a.Stem == 0 {
+		in = float64(dim)
+	}
+	weights := float64(dim * a.Stem)
+	switch a.Kind {
+	case "sparse": // sites of few neighbours: each meets about four of its nine weights
+		perTile += 2 * 4 * (in*width + 3*width*width)
+		weights += 9 * (in*width + 3*width*width)
+	default:
+		perTile += 2*in*width + float64(a.Blocks)*4*width*width
+		weights += in*width + float64(a.Blocks)*2*width*width
+	}
+	switch s.Kind {
+	case "views":
+		cohort := p.cohorts[s.Cohort]
+		tiles := float64(cohort.Tiles)
+		if s.Stored {
+			tiles = float64(cohort.Slides) * float64(s.Settings.Views.Count) * float64(s.Settings.Views.Tiles)
+		}
+		return tiles / p.rates.Tiles, int64(tiles * float64(4*dim))
+	case "aggregator":
+		cohort, v := p.cohorts[s.Settings.Cohort], s.Settings.Train.View
+		tiles := float64(cohort.Slides) * float64(2*v.Tiles+v.Small*v.SmallTiles)
+		projector := float64(cohort.Slides*v.Views()) * 2 * (width*512 + 512*512 + 512*256)
+		if s.Settings.Aggregator == "trained" {
+			seconds = 3 * float64(s.Settings.Train.Epochs) * (tiles*perTile + projector) / (p.rates.GFLOPS * 1e9)
+		}
+		return seconds, int64(4 * weights)
+	case "embeddings":
+		cohort := p.cohorts[s.Settings.Embed.Cohort]
+		if !s.Settings.learned() {
+			return float64(cohort.Tiles) * float64(dim) / 1e9, int64(cohort.Slides) * int64(8*dim)
+		}
+		tiles := float64(cohort.Tiles)
+		if s.Settings.Embed.Views > 0 {
+			tiles = float64(cohort.Slides * s.Settings.Embed.Views * s.Settings.Train.View.Tiles)
+		}
+		return tiles * perTile / (p.rates.GFLOPS * 1e9), int64(cohort.Slides) * int64(4*a.Dim())
+	}
+	fits := max(s.Evaluation.Draws, 1) * max(len(s.Evaluation.Slides)+len(s.Evaluation.Shots), 1) * max(s.Evaluation.Folds, 1)
+	return 0.05 * float64(fits), int64(200 * fits)
+}
+
+// Count is how much of a plan is left to do.
+type Count struct {
+	Kind       string
+	All, There int
+	Seconds    float64 // of one core, of those that are not there
+	Bytes      int64
+}
+
+// Counts are the plan's stages by kind, in the order of the work.
+func (p *Plan) Counts() []Count {
+	counts := []Count{{Kind: "views"}, {Kind: "aggregator"}, {Kind: "embeddings"}, {Kind: "evaluation"}}
+	for _, s := range p.Stages {
+		c := &counts[slices.IndexFunc(counts, func(c Count) bool { return c.Kind == s.Kind })]
+		c.All++
+		if s.Done {
+			c.There++
+		} else {
+			c.Seconds += s.Seconds
+			c.Bytes += s.Bytes
+		}
+	}
+	return counts
+}
+
+// Describe is what --dry-run prints: the runs, how many of each stage they share, and guesses of time and disk on so many
+// cores.
+func (p *Plan) Describe(cores int) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "study %s: %d runs", p.Name, len(p.Runs))
+	if len(p.Factors) > 0 {
+		fmt.Fprintf(&b, " of %s", strings.Join(p.Factors, " × "))
+	}
+	b.WriteString("\n")
+	words := map[string]string{"views": "view bags", "aggregator": "aggregators to train", "embeddings": "sets of embeddings", "evaluation": "evaluations"}
+	var seconds float64
+	var bytes int64
+	for _, c := range p.Counts() {
+		fmt.Fprintf(&b, "  %5d %s", c.All, words[c.Kind])
+		if c.There > 0 {
+			fmt.Fprintf(&b, ", %d of them there already", c.There)
+		}
+		b.WriteString("\n")
+		seconds += c.Seconds
+		bytes += c.Bytes
+	}
+	took := time.Duration(seconds / float64(max(cores, 1)) * float64(time.Second))
+	if took < time.Minute {
+		fmt.Fprintf(&b, "about %s on %d cores, %s of disk\n", took.Round(time.Second), cores, size(bytes))
+	} else {
+		fmt.Fprintf(&b, "about %s on %d cores, %s of disk\n", strings.TrimSuffix(took.Round(time.Minute).String(), "0s"), cores, size(bytes))
+	}
+	return b.String()
+}
+
+func size(n int64) string {
+	switch {
+	case n >= 1e9:
+		return fmt.Sprintf("%.1f GB", float64(n)/1e9)
+	case n >= 1e6:
+		return fmt.Sprintf("%.0f MB", float64(n)/1e6)
+	}
+	return fmt.Sprintf("%.0f kB", float64(n)/1e3)
+}
