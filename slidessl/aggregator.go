@@ -1,7 +1,9 @@
-// Package slidessl turns a bag into a slide embedding.
+// Package slidessl turns a bag into a slide embedding, and learns how to without labels.
 //
-// Today it holds the mean, the baseline every trained aggregator must beat. It reads bags through
-// a narrow door and knows nothing of files, databases or encoders.
+// Mean and MeanSD are fixed rules: the baselines that every trained aggregator must beat. Train learns an
+// aggregator (architecture.go) from views of slides (view) for an objective (objective), and Learned is one
+// at work. Bags and stored views come through narrow doors (Bag, Source): nothing here knows files of bags,
+// databases or encoders.
 package slidessl
 
 import (
@@ -34,13 +36,25 @@ type Aggregator interface {
 // Mean is the mean of the instances, L2-normalised.
 type Mean struct{}
 
-// rule stands where a trained aggregator has a file: change the arithmetic and it must change.
-const rule = "mean of instances in float64, in plan order; divided by its L2 norm; rounded to float32"
+// MeanSD is the mean of the instances and, beside it, their standard deviation (over all of them, not n-1),
+// together L2-normalised: [2·D]. The deviation says how mixed a slide is, which the mean hides.
+type MeanSD struct{}
+
+// Rules stand where a trained aggregator has a file: change the arithmetic and they must change.
+const (
+	meanRule   = "mean of instances in float64, in plan order; divided by its L2 norm; rounded to float32"
+	meanSDRule = "mean and standard deviation of instances in float64, in plan order, by two passes; both divided by their common L2 norm; rounded to float32"
+)
 
 // Model names the rule.
-func (Mean) Model() coverslip.Model {
+func (Mean) Model() coverslip.Model { return ruled("mean", meanRule) }
+
+// Model names the rule.
+func (MeanSD) Model() coverslip.Model { return ruled("mean+sd", meanSDRule) }
+
+func ruled(name, rule string) coverslip.Model {
 	sum := sha256.Sum256([]byte(rule))
-	return coverslip.Model{Kind: coverslip.AggregatorModel, Name: "mean", SHA256: hex.EncodeToString(sum[:]), Source: rule}
+	return coverslip.Model{Kind: coverslip.AggregatorModel, Name: name, SHA256: hex.EncodeToString(sum[:]), Source: rule}
 }
 
 // chunk is how many instances are read at a time: 2.5 MB of 1280 float32.
@@ -49,38 +63,82 @@ const chunk = 512
 // Embed sums in float64 and in plan order, so that neither the number of workers that encoded the
 // bag nor its length costs a bit.
 func (Mean) Embed(ctx context.Context, bag Bag) ([]float32, error) {
-	n, d := bag.Len(), bag.Dim()
-	if n == 0 {
+	mean, err := meanOf(ctx, bag)
+	if err != nil {
+		return nil, err
+	}
+	return unit(mean, bag.Len())
+}
+
+// Embed goes over the bag twice, so that deviations that are small beside the mean are not lost.
+func (MeanSD) Embed(ctx context.Context, bag Bag) ([]float32, error) {
+	mean, err := meanOf(ctx, bag)
+	if err != nil {
+		return nil, err
+	}
+	d := bag.Dim()
+	both := append(mean, make([]float64, d)...)
+	if err := rows(ctx, bag, func(row []float32) {
+		for k, v := range row {
+			both[d+k] += (float64(v) - both[k]) * (float64(v) - both[k])
+		}
+	}); err != nil {
+		return nil, err
+	}
+	for k := d; k < 2*d; k++ {
+		both[k] = math.Sqrt(both[k] / float64(bag.Len()))
+	}
+	return unit(both, bag.Len())
+}
+
+func meanOf(ctx context.Context, bag Bag) ([]float64, error) {
+	if bag.Len() == 0 {
 		return nil, invalid(errors.New("the bag is empty"), "the slide has no tissue; lower --min-tissue if it should have")
 	}
-	sum := make([]float64, d)
-	rows := make([]float32, min(n, chunk)*d)
+	mean := make([]float64, bag.Dim())
+	err := rows(ctx, bag, func(row []float32) {
+		for k, v := range row {
+			mean[k] += float64(v)
+		}
+	})
+	for k := range mean {
+		mean[k] /= float64(bag.Len())
+	}
+	return mean, err
+}
+
+// rows calls f with each instance, in plan order.
+func rows(ctx context.Context, bag Bag, f func([]float32)) error {
+	n, d := bag.Len(), bag.Dim()
+	buffer := make([]float32, min(n, chunk)*d)
 	for from := 0; from < n; from += chunk {
 		if err := ctx.Err(); err != nil {
-			return nil, err
+			return err
 		}
 		m := min(chunk, n-from)
-		if err := bag.Features(rows[:m*d], from, m); err != nil {
-			return nil, err
+		if err := bag.Features(buffer[:m*d], from, m); err != nil {
+			return err
 		}
 		for i := range m {
-			for k, v := range rows[i*d : (i+1)*d] {
-				sum[k] += float64(v)
-			}
+			f(buffer[i*d : (i+1)*d])
 		}
 	}
+	return nil
+}
+
+// unit divides by the L2 norm, of a bag of n instances.
+func unit(v []float64, n int) ([]float32, error) {
 	var square float64
-	for k := range sum {
-		sum[k] /= float64(n)
-		square += sum[k] * sum[k]
+	for _, x := range v {
+		square += x * x
 	}
 	norm := math.Sqrt(square)
 	if !(norm > 0) || math.IsInf(norm, 0) {
 		return nil, invalid(fmt.Errorf("the mean of %d instances has norm %g", n, norm), "the encoder gave zeros, NaN or infinities; encode the slide again")
 	}
-	out := make([]float32, d)
-	for k, v := range sum {
-		out[k] = float32(v / norm)
+	out := make([]float32, len(v))
+	for k, x := range v {
+		out[k] = float32(x / norm)
 	}
 	return out, nil
 }

@@ -14,32 +14,37 @@ import (
 
 // Architecture is the shape of an aggregator that learns.
 //
-//	features [n,Input] → standardised → stem [n,Stem] → body → readout over tiles or sites → [bags,Dim]
+//	features [n,Input] → centred, scaled → stem [n,Stem] → body → readout over tiles or sites → [bags,Dim]
+//
+// The stem is linear and starts as the features' principal components, and the blocks of mlp and attention
+// start as the identity: learning begins at mean (or mean+sd) pooling and moves away from it.
 type Architecture struct {
 	// Kind is the body:
 	//   - sparse: two blocks of sparse convolutions over the map of tiles (Giga-SSL, arXiv 2212.03273);
-	//   - mlp: residual blocks on each tile for itself, no map;
+	//   - mlp: residual blocks h + W·ReLU(BN(V·h)) on each tile for itself, no map;
 	//   - attention: the same, and a readout weighted by gated attention (Ilse et al., arXiv 1802.04712).
 	Kind  string `json:"kind" yaml:"kind"`
-	Input int    `json:"input" yaml:"input"` // length of the encoder's features
-	// Stem is what features are brought to first by a linear map, which starts as their principal
-	// components; 0 leaves them as they are.
-	Stem    int    `json:"stem" yaml:"stem"`
+	Input int    `json:"input" yaml:"input,omitempty"` // length of the encoder's features
+	// Stem is the width behind the stem of sparse; 0 leaves features as they are. That of the others is Width.
+	Stem    int    `json:"stem,omitempty" yaml:"stem,omitempty"`
 	Width   int    `json:"width" yaml:"width"`
-	Blocks  int    `json:"blocks" yaml:"blocks"`                   // of mlp and attention
-	Heads   int    `json:"heads,omitempty" yaml:"heads,omitempty"` // of attention
-	Readout string `json:"readout" yaml:"readout"`                 // mean, or mean+sd
+	Blocks  int    `json:"blocks,omitempty" yaml:"blocks,omitempty"` // of mlp and attention
+	Heads   int    `json:"heads,omitempty" yaml:"heads,omitempty"`   // of attention
+	Readout string `json:"readout" yaml:"readout"`                   // mean, or mean+sd
 }
 
-// DefaultArchitecture is the published one for features of this length.
+// DefaultArchitecture is the published one of sparse, and for the others what did best on small cohorts
+// (docs/PRETRAIN.md), for features of this length. All give 512 numbers.
 func DefaultArchitecture(kind string, input int) Architecture {
-	a := Architecture{Kind: kind, Input: input, Stem: 256, Width: 512, Readout: "mean"}
-	if input == 256 {
-		a.Stem = 0
-	}
+	a := Architecture{Kind: kind, Input: input, Width: 256, Readout: "mean+sd"}
 	switch kind {
+	case "sparse":
+		a.Width, a.Readout = 512, "mean"
+		if input != 256 {
+			a.Stem = 256
+		}
 	case "mlp":
-		a.Blocks = 2
+		a.Blocks = 1
 	case "attention":
 		a.Blocks, a.Heads = 1, 4
 	}
@@ -91,8 +96,6 @@ type Network struct {
 	mean, scale *nn.Param // of the encoder's features, fixed
 	stem        *nn.Dense // nil without one
 	sparse      *sparse.Network
-	first       *nn.Dense
-	normFirst   *nn.BatchNorm
 	blocks      []mlpBlock
 	gate        *nn.Dense // [width, 2·hidden]
 	heads       *nn.Dense
@@ -101,7 +104,14 @@ type Network struct {
 type mlpBlock struct {
 	in, out *nn.Dense
 	norm    *nn.BatchNorm
-	after   *nn.BatchNorm
+}
+
+// stem is the width behind the stem, 0 without one.
+func (a Architecture) stem() int {
+	if a.Kind == "sparse" {
+		return a.Stem
+	}
+	return a.Width
 }
 
 // NewNetwork draws the weights of an architecture that was checked.
@@ -112,19 +122,19 @@ func NewNetwork(a Architecture, rng *rand.Rand) *Network {
 		n.scale.Value[i] = 1
 	}
 	in := a.Input
-	if a.Stem > 0 {
-		n.stem = nn.NewDense("stem", in, a.Stem, true, rng)
-		in = a.Stem
+	if to := a.stem(); to > 0 {
+		n.stem = nn.NewDense("stem", in, to, true, rng)
+		in = to
 	}
 	if a.Kind == "sparse" {
 		n.sparse = sparse.New(in, a.Width, rng)
 		return n
 	}
-	n.first, n.normFirst = nn.NewDense("first", in, a.Width, false, rng), nn.NewBatchNorm("first.norm", a.Width)
 	for i := range a.Blocks {
 		name := fmt.Sprintf("block%d", i+1)
-		n.blocks = append(n.blocks, mlpBlock{nn.NewDense(name+".in", a.Width, a.Width, false, rng), nn.NewDense(name+".out", a.Width, a.Width, false, rng),
-			nn.NewBatchNorm(name+".norm1", a.Width), nn.NewBatchNorm(name+".norm2", a.Width)})
+		b := mlpBlock{in: nn.NewDense(name+".in", a.Width, 2*a.Width, false, rng), out: nn.NewDense(name+".out", 2*a.Width, a.Width, false, rng), norm: nn.NewBatchNorm(name+".norm", 2*a.Width)}
+		clear(b.out.W.Value) // a block starts as the identity
+		n.blocks = append(n.blocks, b)
 	}
 	if a.Kind == "attention" {
 		const hidden = 128
@@ -143,10 +153,8 @@ func (n *Network) Params() []*nn.Param {
 	if n.sparse != nil {
 		return append(all, n.sparse.Params()...)
 	}
-	all = append(append(all, n.first.Params()...), n.normFirst.Params()...)
 	for _, b := range n.blocks {
-		all = append(append(all, b.in.Params()...), b.norm.Params()...)
-		all = append(append(all, b.out.Params()...), b.after.Params()...)
+		all = append(append(append(all, b.in.Params()...), b.norm.Params()...), b.out.Params()...)
 	}
 	if n.gate != nil {
 		all = append(append(all, n.gate.Params()...), n.heads.Params()...)
@@ -169,9 +177,8 @@ func (n *Network) Forward(g *nn.Graph, b view.Batch) *nn.Node {
 		h, bags = n.sparse.Forward(h, sites, len(b.Bags)-1)
 		return n.read(h, bags)
 	}
-	h = n.normFirst.Apply(n.first.Apply(h), nil, true)
 	for _, b := range n.blocks {
-		h = b.after.Apply(b.out.Apply(b.norm.Apply(b.in.Apply(h), nil, true)), h, true)
+		h = nn.Add(h, b.out.Apply(b.norm.Apply(b.in.Apply(h), nil, true)))
 	}
 	if n.gate == nil {
 		return n.read(h, bags)
@@ -220,7 +227,7 @@ func (n *Network) attend(h *nn.Node, bags nn.Segments) *nn.Node {
 }
 
 // Fit sets what the network knows of the encoder's features before it learns: their mean and spread, and
-// as the stem's start their principal components, each scaled to unit variance. sample is [n,Input].
+// as the stem's start their principal components. sample is [n,Input].
 func (n *Network) Fit(sample []float32) {
 	d := n.Architecture.Input
 	rows := len(sample) / d
@@ -245,11 +252,11 @@ func (n *Network) Fit(sample []float32) {
 	if n.stem == nil {
 		return
 	}
-	components, variances := principal(sample, mean, scale, d, min(n.Architecture.Stem, d, max(rows-1, 1)))
-	for j := range components {
-		by := 1 / math.Sqrt(max(variances[j], 1e-6))
-		for k, v := range components[j] {
-			n.stem.W.Value[k*n.Architecture.Stem+j] = float32(v * by)
+	clear(n.stem.W.Value)
+	to := n.Architecture.stem()
+	for j, c := range principal(sample, mean, scale, d, min(to, d, max(rows-1, 1))) {
+		for k, v := range c {
+			n.stem.W.Value[k*to+j] = float32(v)
 		}
 	}
 	clear(n.stem.B.Value)

@@ -126,4 +126,3 @@ func (t *Trained) Taps() []string {
 	}
 	return append([]string{Backbone}, t.Objective.Taps()...)
 }
-

@@ -24,7 +24,7 @@ func TestParityWithPyTorch(t *testing.T) {
 	}
 	var golden struct {
 		Temperature, Rate, Eps float64
-		Cases             []struct {
+		Cases                  []struct {
 			Kind, Readout string
 			X             []float32
 			Places        []float64

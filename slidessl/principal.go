@@ -8,10 +8,10 @@ import (
 	"coverslip/internal/nn"
 )
 
-// principal finds the first count principal components of (sample - mean)·scale, [n,d], and the variance
-// along each, by subspace iteration (Halko et al., SIAM Review 53, 2011): close to exact where variances
+// principal finds the first count principal components of (sample - mean)·scale, [n,d], by
+// subspace iteration (Halko et al., SIAM Review 53, 2011): close to exact where variances
 // fall off, which is all that a start of learning needs. The largest entry of each component is positive.
-func principal(sample []float32, mean []float64, scale float64, d, count int) (components [][]float64, variances []float64) {
+func principal(sample []float32, mean []float64, scale float64, d, count int) (components [][]float64) {
 	rows := len(sample) / d
 	cov := make([]float64, d*d)
 	const chunk = 1024
@@ -44,7 +44,6 @@ func principal(sample []float32, mean []float64, scale float64, d, count int) (c
 	if !eigen.Factorize(mat.NewSymDense(p, small), true) {
 		panic("slidessl: a covariance without eigenvectors") // a symmetric finite matrix has them
 	}
-	values := eigen.Values(nil)
 	var within mat.Dense
 	eigen.VectorsTo(&within)
 	for j := range count {
@@ -63,9 +62,9 @@ func principal(sample []float32, mean []float64, scale float64, d, count int) (c
 				c[k] = -c[k]
 			}
 		}
-		components, variances = append(components, c), append(variances, values[at])
+		components = append(components, c)
 	}
-	return components, variances
+	return components
 }
 
 // orthonormal makes the columns of x [d,p] orthonormal, by modified Gram-Schmidt done twice.

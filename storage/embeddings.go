@@ -88,6 +88,34 @@ func (q queries) PutEmbedding(ctx context.Context, e coverslip.Embedding) error 
 	return ofSlide(e.Slide, "write the embedding", err)
 }
 
+// PutEmbeddings writes many at once, by COPY, as PutEmbedding writes each; all of them or none. It returns
+// how many were new or changed.
+func (db *DB) PutEmbeddings(ctx context.Context, embeddings []coverslip.Embedding) (changed int, err error) {
+	const op = "write the embeddings"
+	err = db.InTx(ctx, func(tx *Tx) error {
+		if _, err := tx.q.Exec(ctx, `create temporary table arriving (like embeddings) on commit drop`); err != nil {
+			return err
+		}
+		if _, err := tx.q.Exec(ctx, `alter table arriving drop column dim, alter version drop not null, alter written drop not null, alter created drop not null`); err != nil {
+			return err
+		}
+		_, err := tx.tx.CopyFrom(ctx, pgx.Identifier{"arriving"}, []string{"slide", "encoder", "aggregator", "bag", "vector"},
+			pgx.CopyFromSlice(len(embeddings), func(i int) ([]any, error) {
+				e := embeddings[i]
+				return []any{e.Slide, e.Encoder, e.Aggregator, e.Bag, e.Vector}, nil
+			}))
+		if err != nil {
+			return err
+		}
+		tag, err := tx.q.Exec(ctx, `insert into embeddings as old (slide, encoder, aggregator, bag, vector) select slide, encoder, aggregator, bag, vector from arriving
+			on conflict (slide, encoder, aggregator) do update set bag = excluded.bag, vector = excluded.vector, created = now()
+			where (old.bag, old.vector) is distinct from (excluded.bag, excluded.vector)`)
+		changed = int(tag.RowsAffected())
+		return err
+	})
+	return changed, pgerr.Wrap(op, err)
+}
+
 // Embedding returns a slide's embedding under one encoder and aggregator, or NotFound.
 func (q queries) Embedding(ctx context.Context, slide coverslip.SlideID, encoder, aggregator string) (coverslip.Embedding, error) {
 	const op = "look up the embedding"

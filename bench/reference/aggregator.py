@@ -97,10 +97,8 @@ def sparse(x, bags, places, p, train):
     return [m[0][:, k[0, 0] > 0].T for m, k in maps]
 
 
-def tiles(x, p, train):
-    h = torch.relu(batch_norm(x @ p["first.weight"], p, "first.norm", train))
-    y = torch.relu(batch_norm(h @ p["block1.in.weight"], p, "block1.norm1", train))
-    return torch.relu(batch_norm(y @ p["block1.out.weight"], p, "block1.norm2", train) + h)
+def tiles(h, p, train):
+    return h + torch.relu(batch_norm(h @ p["block1.in.weight"], p, "block1.norm", train)) @ p["block1.out.weight"]
 
 
 def attention(h, bags, p, kind):
@@ -150,8 +148,9 @@ def weights(kind, read, rng):
         p[name + ".weight"], p[name + ".bias"] = torch.as_tensor(rng.uniform(0.5, 1.5, (1, width))), torch.as_tensor(rng.normal(size=(1, width)) * 0.2)
         p[name + ".running_mean"], p[name + ".running_var"] = torch.zeros(1, width), torch.ones(1, width)
 
-    draw("stem.weight", INPUT, STEM)
-    draw("stem.bias", 1, STEM)
+    stem = STEM if kind == "sparse" else WIDTH
+    draw("stem.weight", INPUT, stem)
+    draw("stem.bias", 1, stem)
     if kind == "sparse":
         for block, cin in (("block1", STEM), ("block2", WIDTH)):
             draw(block + ".conv1.weight", 9 * cin, WIDTH)
@@ -161,12 +160,9 @@ def weights(kind, read, rng):
         draw("block1.shortcut.weight", STEM, WIDTH)
         norm("block1.norm", WIDTH)
     else:
-        draw("first.weight", STEM, WIDTH)
-        norm("first.norm", WIDTH)
-        draw("block1.in.weight", WIDTH, WIDTH)
-        norm("block1.norm1", WIDTH)
-        draw("block1.out.weight", WIDTH, WIDTH)
-        norm("block1.norm2", WIDTH)
+        draw("block1.in.weight", WIDTH, 2 * WIDTH)
+        norm("block1.norm", 2 * WIDTH)
+        draw("block1.out.weight", 2 * WIDTH, WIDTH)
     if kind == "attention":
         draw("gate.weight", WIDTH, 256)
         draw("gate.bias", 1, 256)

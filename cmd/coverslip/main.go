@@ -12,12 +12,14 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/alecthomas/kong"
 	"golang.org/x/term"
 
 	"coverslip"
+	"coverslip/slidessl/objective"
 	"coverslip/tiler/openslide"
 )
 
@@ -56,7 +58,9 @@ type cli struct {
 	Slides  slidesCmd  `cmd:"" group:"Slides" help:"List slides, or show one."`
 	Jobs    jobsCmd    `cmd:"" group:"Slides" help:"List, retry or cancel the work in the queue."`
 
-	Models modelsCmd `cmd:"" group:"Slides" help:"Add, list, show or verify encoders."`
+	Pretrain pretrainCmd `cmd:"" group:"Embeddings" help:"Train an aggregator on a cohort, without labels."`
+	Embed    embedCmd    `cmd:"" group:"Embeddings" help:"Embed a cohort by an aggregator."`
+	Models   modelsCmd   `cmd:"" group:"Slides" help:"Add, list, show or verify encoders."`
 
 	Search searchCmd `cmd:"" group:"Embeddings" help:"Find the slides most similar to one."`
 	Export exportCmd `cmd:"" group:"Embeddings" help:"Write embeddings or bags to files of other tools: numpy, parquet, CSV, TRIDENT, CLAM, STAMP."`
@@ -86,7 +90,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	parser, err := kong.New(&c,
 		kong.Name("coverslip"),
 		kong.Description("Coverslip turns whole-slide images into slide embeddings, and embeddings into answers.\n\nTry:  coverslip ingest section.svs --wait\n      coverslip search --file other.svs"),
-		kong.Vars{"version": coverslip.Version},
+		kong.Vars{"version": coverslip.Version, "objectives": strings.Join(objective.Names(), ", ")},
 		kong.UsageOnError(),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, FlagsLast: true, WrapUpperBound: 100}),
 		kong.Writers(stdout, stderr),

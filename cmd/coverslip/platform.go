@@ -97,6 +97,23 @@ func (f *dataFlags) with(e *env, enc encoderFlags, do func(*platform, *ingest.In
 	return do(p, in)
 }
 
+// withFound is with for verbs that encode nothing: features that were imported have no encoder here.
+func (f *dataFlags) withFound(e *env, enc encoderFlags, do func(*platform, *ingest.Ingest) error) error {
+	p, err := f.connect(e)
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	in, err := p.finder(e, enc)
+	if err != nil {
+		return err
+	}
+	if in.Spool, err = p.spool(); err != nil {
+		return err
+	}
+	return do(p, in)
+}
+
 // private starts the folder's Postgres, or finds it running. Between the two looks the other process
 // may come or go, so it looks a few times.
 func (p *platform) private(e *env, dir string) (url string, err error) {

@@ -60,19 +60,19 @@ type Objective interface {
 type Options struct {
 	// The projector has Layers linear layers, each but the last followed by ReLU and batch norm: 3, 512, 256.
 	// With NoProjector layers the loss is of the embedding itself.
-	Layers int `json:"layers,omitempty" yaml:"layers"`
-	Hidden int `json:"hidden,omitempty" yaml:"hidden"`
-	Out    int `json:"out,omitempty" yaml:"out"`
+	Layers int `json:"layers,omitempty" yaml:"layers,omitempty"`
+	Hidden int `json:"hidden,omitempty" yaml:"hidden,omitempty"`
+	Out    int `json:"out,omitempty" yaml:"out,omitempty"`
 
-	Temperature       float64 `json:"temperature,omitempty" yaml:"temperature"`
-	TargetTemperature float64 `json:"target_temperature,omitempty" yaml:"target_temperature"` // DINO's teacher after its warm-up, ε of SwAV's codes
-	Momentum          float64 `json:"momentum,omitempty" yaml:"momentum"`                     // of the averages; where it grows, at the first step
-	Queue             int     `json:"queue,omitempty" yaml:"queue"`                           // keys of earlier steps, a multiple of Batch
-	Prototypes        int     `json:"prototypes,omitempty" yaml:"prototypes"`
-	Predictor         int     `json:"predictor,omitempty" yaml:"predictor"`   // hidden width
-	Invariance        float64 `json:"invariance,omitempty" yaml:"invariance"` // weight of the distance of views: VICReg, ReLIC
-	Variance          float64 `json:"variance,omitempty" yaml:"variance"`     // VICReg
-	Covariance        float64 `json:"covariance,omitempty" yaml:"covariance"` // VICReg; Barlow Twins' λ
+	Temperature       float64 `json:"temperature,omitempty" yaml:"temperature,omitempty"`
+	TargetTemperature float64 `json:"target_temperature,omitempty" yaml:"target_temperature,omitempty"` // DINO's teacher after its warm-up, ε of SwAV's codes
+	Momentum          float64 `json:"momentum,omitempty" yaml:"momentum,omitempty"`                     // of the averages; where it grows, at the first step
+	Queue             int     `json:"queue,omitempty" yaml:"queue,omitempty"`                           // keys of earlier steps, a multiple of Batch
+	Prototypes        int     `json:"prototypes,omitempty" yaml:"prototypes,omitempty"`
+	Predictor         int     `json:"predictor,omitempty" yaml:"predictor,omitempty"`   // hidden width
+	Invariance        float64 `json:"invariance,omitempty" yaml:"invariance,omitempty"` // weight of the distance of views: VICReg, ReLIC
+	Variance          float64 `json:"variance,omitempty" yaml:"variance,omitempty"`     // VICReg
+	Covariance        float64 `json:"covariance,omitempty" yaml:"covariance,omitempty"` // VICReg; Barlow Twins' λ
 
 	// What the objective is for; whoever trains knows.
 	Batch   int `json:"-" yaml:"-"` // slides a step

@@ -37,16 +37,16 @@ type Spec struct {
 	Shift  bool       `json:"shift" yaml:"shift"`   // by whole tiles, up to the map's own size
 	// Crop draws the tiles out of a square that covers this share of the map's width and height, around a
 	// tile; 0 is the whole map.
-	Crop float64 `json:"crop,omitempty" yaml:"crop"`
+	Crop float64 `json:"crop,omitempty" yaml:"crop,omitempty"`
 	// Drop leaves out each tile with this probability, but never the last.
-	Drop float64 `json:"drop,omitempty" yaml:"drop"`
+	Drop float64 `json:"drop,omitempty" yaml:"drop,omitempty"`
 	// Small views beside the two large ones, for multi-crop (Caron et al., SwAV, arXiv 2006.09882): how
 	// many, of how many tiles, out of a square of this share of the map.
-	Small      int     `json:"small,omitempty" yaml:"small"`
-	SmallTiles int     `json:"small_tiles,omitempty" yaml:"small_tiles"`
-	SmallCrop  float64 `json:"small_crop,omitempty" yaml:"small_crop"`
+	Small      int     `json:"small,omitempty" yaml:"small,omitempty"`
+	SmallTiles int     `json:"small_tiles,omitempty" yaml:"small_tiles,omitempty"`
+	SmallCrop  float64 `json:"small_crop,omitempty" yaml:"small_crop,omitempty"`
 	// Plain tiles stand for the stored views: no augmentation of pixels.
-	Plain bool `json:"plain,omitempty" yaml:"plain"`
+	Plain bool `json:"plain,omitempty" yaml:"plain,omitempty"`
 }
 
 // Default is Giga-SSL's: five tiles, every change of the map.

@@ -99,6 +99,16 @@ func (b *Reader) Dim() int { return b.dim }
 // Metadata says what the bag was made from. What the file does not say is zero.
 func (b *Reader) Metadata() Metadata { return b.meta }
 
+// Pitch is the distance from one tile of the grid to the next, in level-0 pixels; 0 where the file does not
+// say what it takes.
+func (b *Reader) Pitch() float64 {
+	m := b.meta
+	if !(m.SlideMPP > 0) || !(m.MPP > 0) || m.TileSize <= m.Overlap {
+		return 0
+	}
+	return float64(m.TileSize-m.Overlap) * m.MPP / m.SlideMPP
+}
+
 // Coords reads x, y of n rows from row from on into dst, [n,2].
 func (b *Reader) Coords(dst []int64, from, n int) error {
 	b.check(len(dst), from, n, 2)
