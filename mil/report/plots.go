@@ -73,7 +73,7 @@ func (r Report) ROC(group string) ([]byte, error) {
 		return nil, nil
 	}
 	p.Legend.Left = false
-	return png(p)
+	return encode(p)
 }
 
 // Calibration draws, as a PNG, how often what each method calls so probable is so, over all splits of a group
@@ -110,7 +110,7 @@ func (r Report) Calibration(group string) ([]byte, error) {
 	}
 	p.Legend.Left = true
 	p.Legend.Top = true
-	return png(p)
+	return encode(p)
 }
 
 func square(title, x, y string) *plot.Plot {
@@ -138,7 +138,7 @@ func add(p *plot.Plot, name string, line plotter.XYs, colour int, points bool) e
 	return nil
 }
 
-func png(p *plot.Plot) ([]byte, error) {
+func encode(p *plot.Plot) ([]byte, error) {
 	w, err := p.WriterTo(11*vg.Centimeter, 11*vg.Centimeter, "png")
 	if err != nil {
 		return nil, err

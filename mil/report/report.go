@@ -202,10 +202,13 @@ func groupNames(predictions []coverslip.Prediction) (names []string) {
 	slices.SortFunc(names, func(a, b string) int {
 		kindA, sizeA, _ := strings.Cut(a, "=")
 		kindB, sizeB, _ := strings.Cut(b, "=")
-		if kindA != kindB { // all, which has no size, is the largest
-			return cmp.Or(cmp.Compare(len(sizeB), len(sizeA)), strings.Compare(kindA, kindB))
+		switch {
+		case sizeA != "" && sizeB == "": // all, which has no size, is the largest
+			return -1
+		case sizeA == "" && sizeB != "":
+			return 1
 		}
-		return cmp.Or(cmp.Compare(len(sizeA), len(sizeB)), strings.Compare(sizeA, sizeB))
+		return cmp.Or(strings.Compare(kindA, kindB), cmp.Compare(len(sizeA), len(sizeB)), strings.Compare(sizeA, sizeB))
 	})
 	return names
 }
