@@ -126,10 +126,14 @@ func (e *env) showRun(run coverslip.Run, predictions []coverslip.Prediction, o r
 	e.printf("\n\n")
 	rows := reportRows(r)
 	e.table(rows...)
-	e.printf("\nMeans over %s", count(r.Groups[0].Splits, "split"))
-	if len(r.Groups) > 1 {
-		e.printf(" of each size")
+	var splits []string
+	for _, g := range r.Groups {
+		splits = append(splits, strings.TrimSpace(count(g.Splits, "split")+" of "+g.Name))
 	}
+	if len(r.Groups) == 1 && r.Groups[0].Name == "" {
+		splits[0] = count(r.Groups[0].Splits, "split")
+	}
+	e.printf("\nMeans over %s", strings.Join(splits, ", "))
 	if o.Draws > 0 {
 		e.printf("; in brackets %g %% intervals, from %d draws of patients", 100*r.Level, o.Draws)
 	}
