@@ -20,6 +20,7 @@ type benchCmd struct {
 	Stream benchStreamCmd `cmd:"" help:"Tiles from S3, beside a local file; memory."`
 	Encode benchEncodeCmd `cmd:"" help:"Slide file to features, beside ONNX Runtime alone on the same tiles."`
 	Probe  benchProbeCmd  `cmd:"" help:"Linear probes and intervals, beside scikit-learn."`
+	Fleet  benchFleetCmd  `cmd:"" help:"A cohort through worker processes that are killed: rate, memory, disk."`
 	Budget benchBudgetCmd `cmd:"" help:"How many tiles an embedding needs."`
 	MIL    benchMILCmd    `cmd:"" name:"mil" help:"Training of MIL classifiers beside PyTorch; memory of a large bag."`
 	Ingest benchIngestCmd `cmd:"" help:"Uploads through the API to S3, beside the S3 client alone; memory."`

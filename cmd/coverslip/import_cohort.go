@@ -60,17 +60,21 @@ func (c *importGDCCmd) Run(e *env) error {
 	if err := c.look(e, m, place); err != nil {
 		return err
 	}
-	r := referred{Others: m.Others, Repeats: m.Repeats}
-	var refs []ingest.Reference
-	var members []coverslip.Member
+	refs, members, noMD5 := references(m, place)
+	r := referred{Others: m.Others, Repeats: m.Repeats, NoMD5: noMD5}
+	return c.refer(e, c.Cohort, refs, members, r, started)
+}
+
+// references are the slides of a manifest, as Refer takes them.
+func references(m cohort.Manifest, place func(id, name string) string) (refs []ingest.Reference, members []coverslip.Member, noMD5 int) {
 	for _, f := range m.Slides {
 		if f.MD5 == "" {
-			r.NoMD5++
+			noMD5++
 		}
 		refs = append(refs, ingest.Reference{Name: f.Name, Place: place(f.ID, f.Name), Bytes: f.Bytes, MD5: f.MD5, Mark: "GDC file " + f.ID})
 		members = append(members, coverslip.Member{Patient: f.Code.Patient, Site: f.Code.Site})
 	}
-	return c.refer(e, c.Cohort, refs, members, r, started)
+	return refs, members, noMD5
 }
 
 // look refuses a source of which nothing can be had before anything is written. Whether each file is there
