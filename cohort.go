@@ -57,3 +57,28 @@ func LabelText(v any) string {
 	}
 	return ""
 }
+
+// Progress is how far the slides of a cohort are.
+type Progress struct {
+	Cohort string                  `json:"cohort"`
+	Slides int                     `json:"slides"`
+	States map[State]int `json:"states"` // only those that have any
+	Failed []Failures              `json:"failed"` // by kind, the most frequent first
+	// PerHour is how many slides were done in an hour, of late; 0 where too few were to say.
+	PerHour float64 `json:"per_hour"`
+	// SecondsLeft is how long the slides that wait will take at that rate; 0 where it is not known.
+	SecondsLeft float64 `json:"seconds_left"`
+}
+
+// Failures are the slides that failed in one way.
+type Failures struct {
+	Kind    Kind `json:"kind"`
+	Slides  int            `json:"slides"`
+	Example string         `json:"example"` // the reason of one
+}
+
+// Waiting is how many slides are still to be done.
+func (p Progress) Waiting() int { return p.States[Queued] + p.States[Encoding] }
+
+// Done is how many have their embedding, or no tissue.
+func (p Progress) Done() int { return p.States[Embedded] + p.States[NoTissue] }

@@ -40,6 +40,9 @@ type Config struct {
 	// /readyz, with a context of readyTimeout.
 	Ready func(context.Context) []Check
 
+	Cohorts    Cohorts                // nil leaves its routes out
+	Jobs       Jobs                   // nil leaves its routes out
+	Stopping   <-chan struct{}        // closed when the server stops: streams of events end
 	Presigner  Presigner              // nil where slides are kept in a folder
 	Collectors []prometheus.Collector // shown at /metrics beside the API's own
 	MaxUpload  int64                  // bytes; 0 means DefaultMaxUpload
@@ -126,6 +129,12 @@ func New(cfg Config) (http.Handler, error) {
 	s.resumableRoutes()
 	if err := s.tusRoutes(router); err != nil {
 		return nil, &coverslip.Error{Kind: coverslip.Internal, Op: "set up uploads", Err: err}
+	}
+	if cfg.Cohorts != nil {
+		s.cohortRoutes()
+	}
+	if cfg.Jobs != nil {
+		s.jobRoutes()
 	}
 	s.healthRoutes()
 	s.metricsRoute(router)

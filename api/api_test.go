@@ -45,6 +45,8 @@ func newSite(t *testing.T, edit ...func(*api.Config)) *site {
 	cfg := api.Config{Slides: s.memory, Searcher: s.memory, Uploader: s.memory, Thumbnailer: s.memory, DeepZoomer: s.memory, Ready: s.Ready,
 		Resumable: s.memory, Registrar: s.memory, Presigner: s.memory,
 		Log: slog.New(slog.NewJSONHandler(s.log, nil))}
+	board := &board{m: s.memory, progress: coverslip.Progress{Cohort: "brca", States: map[coverslip.State]int{coverslip.Embedded: 3}}}
+	cfg.Cohorts, cfg.Jobs = board, board
 	for _, e := range edit {
 		e(&cfg)
 	}
@@ -175,6 +177,14 @@ func (s *site) wantKind(kind coverslip.Kind, status int, method, target string, 
 	return a.problem
 }
 
+// decodeSome decodes what the test looks at.
+func decodeSome(t *testing.T, a answer, into any) {
+	t.Helper()
+	if err := json.Unmarshal(a.body, into); err != nil {
+		t.Fatalf("%v in %s", err, a.body)
+	}
+}
+
 func decode[T any](t *testing.T, a answer) T {
 	t.Helper()
 	var v T
@@ -252,6 +262,7 @@ func TestEveryAnswerOfTheContract(t *testing.T) {
 	s.fail = &coverslip.Error{Kind: coverslip.TooLarge, Op: "draw", Err: errors.New("too large"), Hint: "convert it"}
 	s.wantKind(coverslip.TooLarge, 413, "GET", "/v1/slides/"+idA+"/dzi_files/9/0_0.jpeg", nil)
 	s.uploadAnswers(statuses)
+	s.cohortAnswers(statuses)
 	s.fail = nil
 	for _, part := range []string{"", "/thumbnail", "/embedding", "/similar", "/dzi", "/dzi_files/9/0_0.jpeg"} {
 		s.wantKind(coverslip.NotFound, 404, "GET", "/v1/slides/0123456789"+part, nil)

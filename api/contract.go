@@ -29,7 +29,7 @@ func contract() huma.Config {
 					"Every answer carries `X-Request-Id`, which finds the request in the server's log.",
 				License: &huma.License{Name: "Apache 2.0", Identifier: "Apache-2.0"},
 			},
-			Tags:       []*huma.Tag{{Name: "slides", Description: "Whole-slide images and what was computed from them"}, {Name: "uploads", Description: "Slides on their way in"}, {Name: "server", Description: "The server itself"}},
+			Tags:       []*huma.Tag{{Name: "slides", Description: "Whole-slide images and what was computed from them"}, {Name: "uploads", Description: "Slides on their way in"}, {Name: "cohorts", Description: "Named sets of slides with patient, site and labels"}, {Name: "jobs", Description: "The work in the queues"}, {Name: "server", Description: "The server itself"}},
 			Components: &huma.Components{Schemas: huma.NewMapRegistry("#/components/schemas/", namer)},
 		},
 		Formats:                      map[string]huma.Format{"application/json": huma.DefaultJSONFormat, "json": huma.DefaultJSONFormat},
@@ -158,6 +158,17 @@ var (
 	exampleDescriptor = `<?xml version="1.0" encoding="UTF-8"?>
 <Image xmlns="http://schemas.microsoft.com/deepzoom/2008" Format="jpeg" Overlap="1" TileSize="254"><Size Height="2967" Width="2220"/></Image>
 `
+	exampleCohort  = cohortView{Name: "brca", Slides: 2, Patients: 2, Sites: 1, Labels: []labelView{{"age", coverslip.NumberLabel, 2}, {"subtype", coverslip.CategoryLabel, 1}}, Created: exampleTime}
+	exampleVersion = func() cohortView {
+		c := exampleCohort
+		c.Name, c.VersionOf = "brca@1", "brca"
+		return c
+	}()
+	exampleMembers  = memberList{Slides: []memberView{{Slide: exampleSlide.ID, Name: exampleSlide.Name, Patient: "TCGA-A7-A6VV", Site: "A7", Labels: map[string]any{"age": 61.0, "subtype": "IDC"}}}}
+	exampleProgress = progressView{Cohort: "brca", Slides: 3, States: map[string]int{"embedded": 1, "queued": 1, "failed": 1},
+		Failed: []failuresView{{coverslip.NotFound, 1, "a.svs: open slide: the server answered 404 Not Found (check the address)"}}, PerHour: 120, SecondsLeft: 30}
+	exampleJob      = jobView{ID: 17, Slide: exampleSlide.ID, Queue: "embed", Encoder: "efficientnet-lite0", Priority: 2, State: "available", MaxAttempts: 5, Created: exampleTime, Scheduled: exampleTime}
+	exampleQueues   = queueList{Queues: []queueView{{Queue: "embed", Waiting: 11_700, Running: 4}, {Queue: "views", Paused: true}}}
 	exampleReady    = readyView{OK: true, Checks: []checkView{{Name: "database", OK: true}, {Name: "store", OK: true}}}
 	exampleNotReady = readyView{Checks: []checkView{{Name: "database", Detail: "connect: connection refused", Hint: "start it, or set DATABASE_URL"}, {Name: "store", OK: true}}}
 )

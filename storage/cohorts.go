@@ -151,9 +151,18 @@ func scanCohort(row pgx.CollectableRow) (c coverslip.Cohort, err error) {
 // there is no such cohort. It does not ask whether a slide has been encoded, or has only a bag that was
 // imported.
 func (q queries) Members(ctx context.Context, cohort string) ([]coverslip.Member, error) {
+	return q.MembersAfter(ctx, cohort, "", 0)
+}
+
+// MembersAfter is Members behind a slide, limit of them at most; 0 is no limit.
+func (q queries) MembersAfter(ctx context.Context, cohort string, after coverslip.SlideID, limit int) ([]coverslip.Member, error) {
 	const op = "read the cohort"
+	most := any(nil)
+	if limit > 0 {
+		most = limit
+	}
 	rows, _ := q.q.Query(ctx, `select c.slide, s.name, c.patient, c.site, c.labels from cohort_slides c join slides s on s.id = c.slide
-		where c.cohort = $1 order by c.slide`, cohort)
+		where c.cohort = $1 and c.slide > $2 order by c.slide limit $3`, cohort, after, most)
 	members, err := pgx.CollectRows(rows, pgx.RowToStructByPos[coverslip.Member])
 	if err == nil && len(members) == 0 {
 		_, err = q.Cohort(ctx, cohort)

@@ -11,40 +11,15 @@ import (
 	"coverslip/storage/internal/pgerr"
 )
 
-// Progress is how far the slides of a cohort are.
-type Progress struct {
-	Cohort string                  `json:"cohort"`
-	Slides int                     `json:"slides"`
-	States map[coverslip.State]int `json:"states"` // only those that have any
-	Failed []Failures              `json:"failed"` // by kind, the most frequent first
-	// PerHour is how many slides were done in an hour, of late; 0 where too few were to say.
-	PerHour float64 `json:"per_hour"`
-	// SecondsLeft is how long the slides that wait will take at that rate; 0 where it is not known.
-	SecondsLeft float64 `json:"seconds_left"`
-}
-
-// Failures are the slides that failed in one way.
-type Failures struct {
-	Kind    coverslip.Kind `json:"kind"`
-	Slides  int            `json:"slides"`
-	Example string         `json:"example"` // the reason of one
-}
-
-// Waiting is how many slides are still to be done.
-func (p Progress) Waiting() int { return p.States[coverslip.Queued] + p.States[coverslip.Encoding] }
-
-// Done is how many have their embedding, or no tissue.
-func (p Progress) Done() int { return p.States[coverslip.Embedded] + p.States[coverslip.NoTissue] }
-
 // rateOver is the time over which the rate is measured.
 const rateOver = 15 * time.Minute
 
 // Progress says how far the slides of a cohort are; NotFound where there is none of this name. An empty name
 // is all slides.
-func (q queries) Progress(ctx context.Context, cohort string) (Progress, error) {
+func (q queries) Progress(ctx context.Context, cohort string) (coverslip.Progress, error) {
 	const op = "look at the progress"
-	p := Progress{Cohort: cohort, States: map[coverslip.State]int{}, Failed: []Failures{}}
-	wrap := func(err error) (Progress, error) { return p, coverslip.At("cohort "+cohort, pgerr.Wrap(op, err)) }
+	p := coverslip.Progress{Cohort: cohort, States: map[coverslip.State]int{}, Failed: []coverslip.Failures{}}
+	wrap := func(err error) (coverslip.Progress, error) { return p, coverslip.At("cohort "+cohort, pgerr.Wrap(op, err)) }
 	var state coverslip.State
 	var kind coverslip.Kind
 	var n, late int
@@ -62,7 +37,7 @@ func (q queries) Progress(ctx context.Context, cohort string) (Progress, error) 
 		p.Slides += n
 		p.States[state] += n
 		if state == coverslip.Failed || state == coverslip.AwaitingMPP {
-			p.Failed = append(p.Failed, Failures{kind, n, example})
+			p.Failed = append(p.Failed, coverslip.Failures{Kind: kind, Slides: n, Example: example})
 		}
 		if since != nil && state.Done() && state != coverslip.Registered {
 			done, over = done+late, max(over, *since)

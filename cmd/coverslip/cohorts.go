@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"coverslip"
-	"coverslip/storage"
 )
 
 type cohortsCmd struct {
@@ -228,7 +227,7 @@ func (c *cohortsProgressCmd) Run(e *env) error {
 		return err
 	}
 	defer p.Close()
-	var last storage.Progress
+	var last coverslip.Progress
 	var bar func(int)
 	for {
 		now, err := p.DB.Progress(e, c.Name)
@@ -265,11 +264,11 @@ func (c *cohortsProgressCmd) Run(e *env) error {
 }
 
 // sameProgress is as people see it: the rate changes with every look.
-func sameProgress(a, b storage.Progress) bool {
+func sameProgress(a, b coverslip.Progress) bool {
 	return a.Slides == b.Slides && maps.Equal(a.States, b.States) && slices.Equal(a.Failed, b.Failed)
 }
 
-func (e *env) printProgress(p storage.Progress) {
+func (e *env) printProgress(p coverslip.Progress) {
 	e.printf("%s: %d of %s done", p.Cohort, p.Done(), count(p.Slides, "slide"))
 	if n := p.States[coverslip.Encoding]; n > 0 {
 		e.printf(", %d being encoded", n)

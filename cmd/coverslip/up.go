@@ -11,6 +11,7 @@ import (
 	"coverslip/internal/ingest"
 	"coverslip/internal/zoom"
 	"coverslip/storage"
+	"coverslip/storage/queue"
 	"coverslip/storage/vector"
 	"coverslip/tiler/vips"
 )
@@ -102,9 +103,14 @@ func (p *platform) serve(e *env, in *ingest.Ingest, addr string, flags serverFla
 
 	tiles := zoom.New(in.Open, zoom.Slides, zoom.Bytes)
 	defer tiles.Close()
+	jobs, err := queue.New(p.DB.Pool(), queue.Config{Logger: e.log})
+	if err != nil {
+		return err
+	}
+	places := newRegistrar(in, p.blobs, flags.SlidesFolder)
 	config := api.Config{
-		Slides: slidesOf{in}, Searcher: searcher{in, index}, Uploader: uploader{in}, Thumbnailer: thumbnailer{in, make(chan struct{}, runtime.GOMAXPROCS(0))},
-		Resumable: resumable{uploads}, Registrar: newRegistrar(in, p.blobs, flags.SlidesFolder),
+		Slides: slidesOf{in}, Cohorts: cohortsOf{p.DB, in, places}, Jobs: jobsOf{jobs}, Stopping: e.Done(), Searcher: searcher{in, index}, Uploader: uploader{in}, Thumbnailer: thumbnailer{in, make(chan struct{}, runtime.GOMAXPROCS(0))},
+		Resumable: resumable{uploads}, Registrar: places,
 		DeepZoomer: tiles, Ready: p.ready, MaxUpload: flags.MaxUpload << 30, Log: e.log, Collectors: collectors(p.DB),
 	}
 	if direct := ingest.NewPresigned(in, flags.MaxUploads); direct != nil {

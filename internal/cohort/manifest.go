@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"path"
 	"regexp"
 	"slices"
@@ -51,13 +52,18 @@ var (
 // the number of its line: an id twice with different files, a state in which a file cannot be had, a size or
 // an md5 that is none, a name with a folder in it.
 func ReadManifest(file string) (Manifest, error) {
-	var m Manifest
 	f, err := open(file)
 	if err != nil {
-		return m, err
+		return Manifest{}, err
 	}
 	defer f.Close()
-	text, err := plainText(f, file)
+	return ParseManifest(f, file)
+}
+
+// ParseManifest is ReadManifest of what r holds, which people know as file.
+func ParseManifest(r io.Reader, file string) (Manifest, error) {
+	var m Manifest
+	text, err := plainText(r, file)
 	if err != nil {
 		return m, err
 	}

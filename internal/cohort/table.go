@@ -46,7 +46,17 @@ var unknown = []string{"", "na", "n/a", "nan", "null", "<na>", "[not available]"
 // leading zeros, number; any other, category. kinds says what columns hold that are known already.
 // A TCGA name says patient and site where the table does not.
 func ReadTable(path string, kinds map[string]coverslip.LabelKind) ([]Row, error) {
-	columns, lines, decimal, err := cells(path)
+	f, err := open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return ParseTable(f, path, kinds)
+}
+
+// ParseTable is ReadTable of what r holds, which people know as path.
+func ParseTable(r io.Reader, path string, kinds map[string]coverslip.LabelKind) ([]Row, error) {
+	columns, lines, decimal, err := cells(r, path)
 	if err != nil {
 		return nil, err
 	}
@@ -104,14 +114,9 @@ type line struct {
 
 // cells reads the heading and the lines under it. decimal is the other sign that parts a number where
 // cells are parted by semicolons.
-func cells(path string) (columns []string, lines []line, decimal string, err error) {
+func cells(in io.Reader, path string) (columns []string, lines []line, decimal string, err error) {
 	const op = "read the table"
-	f, err := open(path)
-	if err != nil {
-		return nil, nil, "", err
-	}
-	defer f.Close()
-	text, err := plainText(f, path)
+	text, err := plainText(in, path)
 	if err != nil {
 		return nil, nil, "", err
 	}
