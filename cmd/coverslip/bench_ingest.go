@@ -33,6 +33,8 @@ type benchIngestCmd struct {
 	Slide string `arg:"" optional:"" type:"existingfile" placeholder:"SLIDE" help:"What the uploads begin with (testdata/CMU-1-Small-Region.svs); random bytes make up the rest."`
 	Size  int64  `default:"2000" placeholder:"MB" help:"Length of the large upload, MB (${default})."`
 	Runs  int    `default:"3" help:"Runs of each, in turns (${default})."`
+	Queue int    `default:"12000" placeholder:"N" help:"Slides that are registered by reference and queued (${default}); 0 leaves that out."`
+	Only  bool   `name:"queue-only" help:"Measure nothing else."`
 }
 
 // Help is shown by coverslip bench ingest --help.
@@ -42,13 +44,19 @@ func (benchIngestCmd) Help() string {
 
 An upload through the API to a real S3 server (versitygw), beside the S3 client (minio-go) putting the
 same file there alone; and the memory of the API with 50 uploads at once. API, S3 server, Postgres and
-client share this machine.`
+client share this machine. Then what a cohort costs that is imported by reference and queued, and what the
+queue takes beside the work on a slide.`
 }
 
 // Run measures what comes in.
 func (c *benchIngestCmd) Run(e *env) error {
 	if c.Slide == "" {
 		c.Slide = filepath.Join("testdata", "CMU-1-Small-Region.svs")
+	}
+	if c.Queue > 0 {
+		if err := benchQueue(e, c.Queue, c.Runs); err != nil || c.Only {
+			return err
+		}
 	}
 	site, err := startSite(e)
 	if err != nil {
