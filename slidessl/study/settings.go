@@ -195,7 +195,7 @@ func settings(set map[string]yaml.Node) (Settings, error) {
 			if coverslip.KindOf(err) != coverslip.Internal {
 				return s, coverslip.Doing(op+": "+path, err)
 			}
-			return s, invalid("give a "+strings.TrimPrefix(field(reflect.ValueOf(s), path).Type().String(), "[]"), "%s: %s", path, oneLine(err))
+			return s, invalid("give "+word(field(reflect.ValueOf(s), path).Kind()), "%s: %s", path, oneLine(err))
 		}
 	}
 	if _, there := set["train.warmup"]; !there { // made for hundreds of epochs
@@ -214,6 +214,21 @@ func oneLine(err error) string {
 		return strings.Join(types.Errors, "; ")
 	}
 	return strings.TrimPrefix(err.Error(), "yaml: ")
+}
+
+// word is what a setting of some kind is written as.
+func word(k reflect.Kind) string {
+	switch k {
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Int, reflect.Uint64:
+		return "a whole number"
+	case reflect.Float64:
+		return "a number"
+	case reflect.Array:
+		return "a list of numbers"
+	}
+	return "a word"
 }
 
 func field(v reflect.Value, path string) reflect.Value {
