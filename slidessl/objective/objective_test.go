@@ -339,3 +339,76 @@ func TestLabelsThatAreUnknownTeachNothing(t *testing.T) {
 		made.Stepped(b)
 	}
 }
+
+// once makes a step of an objective without a projector and returns the loss and the gradient by the embeddings.
+func once(t *testing.T, made Objective, b Batch, h []float32, d int) (float64, []float32) {
+	t.Helper()
+	mem := nn.NewMemory()
+	defer mem.Free()
+	g := nn.NewGraph(mem, true)
+	defer g.Close()
+	p := nn.NewParam("h", len(h)/d, d)
+	copy(p.Value, h)
+	var target *nn.Node
+	if _, average := made.Momentum(b.Step, b.Steps); average {
+		target = g.Constant(len(h)/d, d, append([]float32(nil), h...))
+	}
+	loss, err := g.Backward(made.Loss(g.Param(p), target, b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return loss, p.Grad
+}
+
+func TestPrototypesOfClassesByHand(t *testing.T) {
+	made, err := New("trex", 2, Options{Layers: NoProjector, Temperature: 1, Queue: 4, Classes: 2}, rand.New(rand.NewPCG(1, 2)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := Batch{Slides: 3, Views: 2, Global: 2, Labels: []int{5, 2, -1}, Steps: 10}
+	// Keys of the first view: class 5 at (2,0), class 2 at (0,3). The third slide is of no class.
+	if loss, _ := once(t, made, b, []float32{2, 0, 0, 3, 7, 7, 1, 0, 0, 1, 1, 0}, 2); loss != 0 {
+		t.Errorf("an empty memory teaches %g", loss)
+	}
+	made.Stepped(b)
+	// Now both labelled slides lie at (1,0): of class 5 that is right, of class 2 it is not.
+	loss, grad := once(t, made, b, []float32{1, 0, 1, 0, 0, 1, 1, 0, 1, 0, 0, 1}, 2)
+	if want := math.Log(math.E+1) - 0.5; math.Abs(loss-want) > 1e-6 {
+		t.Errorf("loss %g, want %g", loss, want)
+	}
+	for _, i := range []int{4, 5, 10, 11} {
+		if grad[i] != 0 {
+			t.Errorf("a slide without a label has gradient %g", grad[i])
+		}
+	}
+	// Towards (0,1), for class 2: the gradient by the second number is (p-1)/4, with p = 1/(1+e).
+	if want := (1/(1+math.E) - 1) / 4; math.Abs(float64(grad[3])-want) > 1e-6 {
+		t.Errorf("gradient %g, want %g", grad[3], want)
+	}
+}
+
+func TestEveryObjectiveDoesWithoutAProjector(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	h := make([]float32, 8*6)
+	for i := range h {
+		h[i] = float32(rng.NormFloat64())
+	}
+	for _, name := range Names() {
+		o := Options{Layers: NoProjector, Cohort: 8}
+		if methods[name].labelled {
+			o.Classes = 2
+		}
+		made, err := New(name, 6, o, rng)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := Batch{Slides: 4, Views: 2, Global: 2, Labels: []int{0, 1, 1, 0}, Step: 5, Steps: 10}
+		for range 2 { // T-ReX begins with nothing
+			loss, grad := once(t, made, b, h, 6)
+			made.Stepped(b)
+			if b.Step++; b.Step == 7 && !(loss > 0 && largest(grad) > 0) {
+				t.Errorf("%s: loss %g, gradient %g", name, loss, largest(grad))
+			}
+		}
+	}
+}

@@ -1,0 +1,266 @@
+package study
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"testing"
+
+	"coverslip"
+	"coverslip/mil/split"
+)
+
+// slidesOf are embeddings of classes that lie signal deviations apart, two slides a patient.
+func slidesOf(n, classes int, signal float64, seed uint64) Embedded {
+	rng := rand.New(rand.NewPCG(seed, 1))
+	d := Embedded{Dim: 8}
+	for i := range n {
+		class := i / 2 % classes
+		d.Rows = append(d.Rows, split.Row{Slide: fmt.Sprint(i), Patient: fmt.Sprint(i / 2), Site: fmt.Sprint(i / 8), Label: string(rune('a' + class))})
+		for k := range d.Dim {
+			v := rng.NormFloat64()
+			if k == class {
+				v += signal
+			}
+			d.X = append(d.X, float32(v))
+		}
+	}
+	return d
+}
+
+func meanOf(figures []Figure, name, group string) (mean float64, n int) {
+	for _, f := range figures {
+		if f.Name == name && f.Group == group {
+			mean += f.Value
+			n++
+		}
+	}
+	return mean / float64(n), n
+}
+
+func TestEmbeddingsAreJudgedByWhatIsInThem(t *testing.T) {
+	probe := Evaluation{Name: "probe", Kind: "probe", Label: "l", By: "patient", Folds: 5}
+	few := probe
+	few.Slides, few.Shots, few.Draws, few.C = []int{20}, []int{2, 5}, 6, 1
+	knn := probe
+	knn.Kind, knn.K = "knn", 9
+	for _, classes := range []int{2, 3} {
+		for _, e := range []Evaluation{probe, knn} {
+			clear, err := Judge(e, slidesOf(120, classes, 9, 1))
+			if err != nil {
+				t.Fatal(err)
+			}
+			noise, err := Judge(e, slidesOf(120, classes, 0, 2))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, name := range []string{"auc", "balanced_accuracy"} {
+				c, n := meanOf(clear, name, "all")
+				v, _ := meanOf(noise, name, "all")
+				chance := map[string]float64{"auc": 0.5, "balanced_accuracy": 1 / float64(classes)}[name]
+				if n != 5 || c < 0.99 || math.Abs(v-chance) > 0.15 {
+					t.Errorf("%s, %d classes: %s %g and %g over %d folds", e.Kind, classes, name, c, v, n)
+				}
+			}
+		}
+	}
+	figures, err := Judge(few, slidesOf(120, 2, 1.5, 3))
+	if err != nil {
+		t.Fatal(err)
+	}
+	two, n := meanOf(figures, "auc", "k=2")
+	five, _ := meanOf(figures, "auc", "k=5")
+	twenty, _ := meanOf(figures, "auc", "n=20")
+	if n != 6 || !(two < five && five < twenty) {
+		t.Errorf("%d draws: %g, %g, %g", n, two, five, twenty)
+	}
+}
+
+func TestSplitsAreTheSameForAllRuns(t *testing.T) {
+	e := Evaluation{Kind: "probe", Label: "l", By: "patient", Folds: 4, Slides: []int{10}, Draws: 5, C: 1, Seed: 3}
+	a, err := Judge(e, slidesOf(80, 2, 1, 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, _ := Judge(e, slidesOf(80, 2, 1, 1))
+	b, err := Judge(e, slidesOf(80, 2, 1, 2)) // other embeddings of the same slides
+	if err != nil {
+		t.Fatal(err)
+	}
+	differ := false
+	for i, f := range a {
+		if f != again[i] || f.Split != b[i].Split || f.Group != b[i].Group || f.Name != b[i].Name {
+			t.Fatalf("%+v, %+v, %+v", f, again[i], b[i])
+		}
+		differ = differ || f.Value != b[i].Value
+	}
+	if !differ {
+		t.Error("embeddings make no difference")
+	}
+}
+
+func TestSlidesWithoutALabelAreLeftOut(t *testing.T) {
+	d := slidesOf(80, 2, 9, 1)
+	want, err := Judge(Evaluation{Kind: "collapse", Label: "l"}, d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	more := slidesOf(84, 2, 9, 1)
+	copy(more.X, d.X)
+	for i := 80; i < 84; i++ {
+		more.Rows[i].Label = ""
+	}
+	got, err := Judge(Evaluation{Kind: "collapse", Label: "l"}, more)
+	if err != nil || fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("%v, not %v, %v", got, want, err)
+	}
+	for i := range d.Rows {
+		d.Rows[i].Label = "a"
+	}
+	if _, err := Judge(Evaluation{Kind: "probe", Label: "l", Folds: 5, By: "patient"}, d); coverslip.KindOf(err) != coverslip.Invalid {
+		t.Errorf("one class: %v", err)
+	}
+}
+
+func TestASimplexIsJudgedCollapsed(t *testing.T) {
+	for _, classes := range []int{2, 3} {
+		d := Embedded{Dim: classes}
+		for i := range 6 * classes {
+			d.Rows = append(d.Rows, split.Row{Slide: fmt.Sprint(i), Patient: fmt.Sprint(i), Label: string(rune('a' + i%classes))})
+			for k := range classes {
+				v := float32(0)
+				if k == i%classes {
+					v = 3
+				}
+				d.X = append(d.X, v)
+			}
+		}
+		figures, err := Judge(Evaluation{Kind: "collapse", Label: "l"}, d)
+		if err != nil || len(figures) != 5 {
+			t.Fatal(figures, err)
+		}
+		for _, f := range figures {
+			if !(math.Abs(f.Value) < 1e-3) {
+				t.Errorf("%d classes: %s is %g", classes, f.Name, f.Value)
+			}
+		}
+	}
+}
+
+func TestGeometryNeedsNoLabels(t *testing.T) {
+	d := Embedded{X: []float32{1, 0, 0, 1}, Dim: 2, Rows: make([]split.Row, 2), Again: []float32{1, 0, 1, 0}}
+	figures, err := Judge(Evaluation{Kind: "geometry"}, d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range figures {
+		if want := map[string]float64{"uniformity": -4, "effective_rank": 2, "alignment": 1}[f.Name]; math.Abs(f.Value-want) > 1e-6 {
+			t.Errorf("%s is %g, want %g", f.Name, f.Value, want)
+		}
+	}
+}
+
+// three is a study of two factors and three seeds, whose figure is made of known parts: a level's effect, a seed's and a
+// split's.
+func three(t *testing.T, effect, noise float64) (*Plan, Results) {
+	t.Helper()
+	p := plan(t, good, false)
+	rng := rand.New(rand.NewPCG(5, 5))
+	r := Results{}
+	for _, run := range p.Runs {
+		for _, k := range run.Evaluations {
+			if p.evaluation(k).Kind != "probe" {
+				r[k] = []Figure{{Name: "uniformity", Value: float64(run.Seed)}}
+				continue
+			}
+			for s := range 8 {
+				v := 0.5 + 0.01*float64(run.Seed) + 0.02*float64(s) + noise*rng.NormFloat64()
+				if run.Levels[0] == "vicreg" {
+					v += effect
+				}
+				r[k] = append(r[k], Figure{"auc", "n=25", fmt.Sprint(s), v})
+			}
+		}
+	}
+	return p, r
+}
+
+func TestTheTableIsOverSeeds(t *testing.T) {
+	p, r := three(t, 0.05, 0)
+	delete(r, p.Runs[0].Evaluations[0]) // this one diverged
+	r[p.Runs[3].Evaluations[0]][0].Value = math.NaN()
+	lines := p.Table(r)
+	if len(lines) != 8 {
+		t.Fatalf("%d lines", len(lines))
+	}
+	// Seeds 2 and 3: 0.52 and 0.53, and a mean of 0.07 over splits.
+	for _, l := range lines {
+		if l.Figure != "auc" || l.Levels[0] != "simclr" || l.Levels[1] != "all" {
+			continue
+		}
+		if math.Abs(l.Mean-0.595) > 1e-12 || math.Abs(l.SD-math.Sqrt(0.5)*0.01) > 1e-12 || l.Seeds != 2 || l.Missing != 1 {
+			t.Errorf("%+v", l)
+		}
+	}
+}
+
+func TestDifferencesArePaired(t *testing.T) {
+	p, r := three(t, 0.05, 0)
+	found := p.Differences(r, 200, rand.New(rand.NewPCG(1, 1)))
+	if len(found) != 4 { // two factors, of auc and of uniformity
+		t.Fatalf("%+v", found)
+	}
+	for _, d := range found {
+		want := 0.0
+		if d.Figure == "auc" && d.Factor == "train.objective" {
+			want = 0.05
+		}
+		// Seeds and splits have effects of their own, which pairs do not see.
+		if math.Abs(d.Value-want) > 1e-9 || d.High-d.Low > 1e-9 || math.Abs(d.Interval.Level-(1-0.05/4)) > 1e-12 {
+			t.Errorf("%+v", d)
+		}
+		if d.Seeds != 3 || d.Pairs != map[string]int{"auc": 48, "uniformity": 6}[d.Figure] {
+			t.Errorf("%+v", d)
+		}
+	}
+	// A run that diverged takes its pairs along.
+	delete(r, p.Runs[0].Evaluations[0])
+	for _, d := range p.Differences(r, 10, rand.New(rand.NewPCG(1, 1))) {
+		if d.Figure == "auc" && d.Pairs != 40 {
+			t.Errorf("%+v", d)
+		}
+	}
+}
+
+func TestIntervalsHoldTogether(t *testing.T) {
+	// Of studies without any effect, at most about a twentieth has an interval without zero.
+	wrong := 0
+	const studies = 60
+	for i := range studies {
+		p, r := three(t, 0, 0)
+		rng := rand.New(rand.NewPCG(uint64(i), 9))
+		for k, figures := range r {
+			_ = k
+			for j := range figures {
+				figures[j].Value = 0
+			}
+		}
+		for _, run := range p.Runs { // noise in an order that is always the same
+			for _, k := range run.Evaluations {
+				for j := range r[k] {
+					r[k][j].Value = rng.NormFloat64()
+				}
+			}
+		}
+		for _, d := range p.Differences(r, 300, rng) {
+			if d.Figure == "auc" && (d.Low > 0 || d.High < 0) {
+				wrong++
+				break
+			}
+		}
+	}
+	if wrong > studies/6 {
+		t.Errorf("%d of %d studies of nothing found something", wrong, studies)
+	}
+	t.Logf("%d of %d", wrong, studies)
+}
