@@ -264,8 +264,8 @@ func (p *planner) against(ctx context.Context, s *Settings) error {
 		s.Train.Batch = max(slides, 1)
 	}
 	s.Train.Architecture.Input = p.dims[s.Encoder]
-	if s.Train.Architecture.Input == 256 {
-		s.Train.Architecture.Stem = 0
+	if a := &s.Train.Architecture; a.Kind == "sparse" && a.Input == 256 && a.Stem == 256 { // as it is by default
+		a.Stem = 0
 	}
 	if err := s.Train.Check(slides); err != nil {
 		return err
@@ -325,20 +325,22 @@ func (p *planner) add(s Stage) string {
 // step costs three times what the forward pass does.
 func (p *planner) guess(s Stage) (seconds float64, bytes int64) {
 	a, dim := s.Settings.Train.Architecture, p.dims[s.Settings.Encoder]
-	width := float64(a.Width)
-	perTile := 2 * float64(dim*a.Stem) // operations
-	in := float64(a.Stem)
-	if a.Stem == 0 {
-		in = float64(dim)
+	width, in := float64(a.Width), float64(dim)
+	var weights, perTile float64 // of the network; operations of a tile
+	layer := func(from, to, times float64) {
+		weights += from * to
+		perTile += 2 * from * to * times
 	}
-	weights := float64(dim * a.Stem)
-	switch a.Kind {
-	case "sparse": // sites of few neighbours: each meets about four of its nine weights
-		perTile += 2 * 4 * (in*width + 3*width*width)
-		weights += 9 * (in*width + 3*width*width)
-	default:
-		perTile += 2*in*width + float64(a.Blocks)*4*width*width
-		weights += in*width + float64(a.Blocks)*2*width*width
+	if a.Kind == "sparse" {
+		if a.Stem > 0 {
+			layer(in, float64(a.Stem), 1)
+			in = float64(a.Stem)
+		}
+		layer(9*in, width, 4.0/9) // a site meets about four of its nine weights
+		layer(27*width, width, 4.0/9)
+	} else {
+		layer(in, width, 1)
+		layer(width, 4*width*float64(a.Blocks), 1)
 	}
 	switch s.Kind {
 	case "views":

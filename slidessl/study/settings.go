@@ -27,7 +27,8 @@ type Settings struct {
 	Embed      Embed             `yaml:"embed" json:"embed"`
 }
 
-// Views are the augmented bags that are learned from; of Count 0 there are none, only the tiles as they are.
+// Views are the augmented bags that are learned from. Where a study names none of their settings, tiles are learned
+// from as they are; Count 0 says so aloud.
 type Views struct {
 	Count   int     `yaml:"count" json:"count"`
 	Tiles   int     `yaml:"tiles" json:"tiles"`
@@ -165,7 +166,7 @@ func distance(a, b string) int {
 	return row[len(b)]
 }
 
-// defaults are Giga-SSL's method.
+// defaults are those of coverslip pretrain, and Giga-SSL's views for those who ask for views.
 func defaults(kind, objectiveName string) Settings {
 	gigassl, _ := augment.Parse("gigassl") // a preset
 	s := Settings{Encoder: "efficientnet-lite0", Aggregator: "trained", Views: Views{Count: 25, Tiles: 256, Augment: Augment(gigassl.String()), Seed: 1},
@@ -196,6 +197,13 @@ func settings(set map[string]yaml.Node) (Settings, error) {
 				return s, coverslip.Doing(op+": "+path, err)
 			}
 			return s, invalid("give "+word(field(reflect.ValueOf(s), path).Kind()), "%s: %s", path, oneLine(err))
+		}
+	}
+	// Augmented views are learned from, and embedded, where a study names any of their settings.
+	named := slices.ContainsFunc(leaves, func(path string) bool { _, there := set[path]; return there && strings.HasPrefix(path, "views.") })
+	for path, plain := range map[string]*bool{"train.view.plain": &s.Train.View.Plain, "embed.plain": &s.Embed.Plain} {
+		if _, there := set[path]; !there {
+			*plain = !named
 		}
 	}
 	if _, there := set["train.warmup"]; !there { // made for hundreds of epochs

@@ -140,14 +140,15 @@ func TestRunsShareWhatIsTheSame(t *testing.T) {
 	}{
 		{"{setting: embed.views, values: " + twenty + "]}", "", 1, 1, 20, 40},
 		{"{setting: embed.tap, values: ['', projector.1, projector.2, projector.3]}", "", 1, 1, 4, 8},
-		{"{setting: embed.plain, values: [true, false]}", "", 2, 1, 2, 4},
+		{"{setting: embed.plain, values: [true, false]}", ", views.count: 10", 2, 1, 2, 4},
 		{"{setting: views.augment, values: [none, histo]}", "", 2, 2, 2, 4},
 		{"{setting: embed.cohort, values: [idc, crc]}", "", 2, 1, 2, 4},
 		// What is not learned knows no objective, and its bag is that of tiles as they are.
 		{"{setting: train.objective, values: [simclr, byol]}", ", aggregator: mean", 1, 0, 1, 2},
 		{"{setting: train.objective, values: [simclr, byol]}", ", aggregator: untrained", 1, 1, 1, 2},
-		{"{setting: aggregator, values: [trained, untrained, mean, mean+sd]}", "", 2, 2, 4, 8},
-		{"{setting: train.view.plain, values: [true, false]}", ", embed.views: 0", 2, 2, 2, 4},
+		{"{setting: aggregator, values: [trained, untrained, mean, mean+sd]}", "", 1, 2, 4, 8},
+		{"{setting: aggregator, values: [trained, mean]}", ", views.count: 10", 2, 1, 2, 4},
+		{"{setting: train.view.plain, values: [true, false]}", ", embed.views: 0, views.count: 10", 2, 2, 2, 4},
 	} {
 		p := study(c.factor, c.extra)
 		if v, a, e, n := stages(p, "views"), stages(p, "aggregator"), stages(p, "embeddings"), stages(p, "evaluation"); v != c.views || a != c.aggregators || e != c.embeddings || n != c.evaluation {
@@ -162,13 +163,13 @@ func TestKeysStandForResults(t *testing.T) {
 		return p.Stages[len(p.Stages)-1].Key
 	}
 	// The same, said otherwise: nested or by path, defaults said aloud, evaluations named.
-	a := key("name: a\nfixed: {cohort: idc, train.epochs: 20}\nevaluations: [{kind: geometry}]\n")
+	a := key("name: a\nfixed: {cohort: idc, train.epochs: 20, views.count: 25}\nevaluations: [{kind: geometry}]\n")
 	b := key("name: b\nquestion: q\nfixed: {cohort: idc, train: {epochs: 20, objective: simclr}, views: {augment: gigassl}}\nseeds: 1\nevaluations: [{kind: geometry}]\n")
 	if a != b {
 		t.Error("equal settings have two keys")
 	}
-	for _, other := range []string{"train.epochs: 21", "train.epochs: 20, train.options.temperature: 0.1", "train.epochs: 20, views.seed: 2", "train.epochs: 20, embed.seed: 2"} {
-		if key("name: a\nfixed: {cohort: idc, "+other+"}\nevaluations: [{kind: geometry}]\n") == a {
+	for _, other := range []string{"train.epochs: 21", "train.epochs: 20, train.options.temperature: 0.2", "train.epochs: 20, views.seed: 2", "train.epochs: 20, embed.seed: 2"} {
+		if key("name: a\nfixed: {cohort: idc, views.count: 25, "+other+"}\nevaluations: [{kind: geometry}]\n") == a {
 			t.Errorf("%s has the same key", other)
 		}
 	}
