@@ -130,12 +130,15 @@ const nystromDropout = 0.1
 func (a *nystrom) apply(s *step, x *nn.Node) (*nn.Node, weights) {
 	g, heads, width := x.Graph(), a.c.Heads, a.d/a.c.Heads
 	h := a.norm.apply(x)
-	stretch := (x.Rows + a.c.Landmarks - 1) / a.c.Landmarks
-	pad := a.c.Landmarks*stretch - x.Rows
+	// A sequence shorter than that has as many landmarks as places: its authors fill it up with zeros, which then
+	// are attended to like tiles.
+	m := min(a.c.Landmarks, x.Rows)
+	stretch := (x.Rows + m - 1) / m
+	pad := m*stretch - x.Rows
 	if pad > 0 { // zeros in front
 		h = nn.Above(g.Constant(pad, a.d, make([]float32, pad*a.d)), h)
 	}
-	n, m := h.Rows, a.c.Landmarks
+	n := h.Rows
 	qkv := a.qkv.Apply(h)
 	q := nn.Scale(1/math.Sqrt(float64(width)), nn.Columns(qkv, 0, a.d))
 	k, v := nn.Columns(qkv, a.d, 2*a.d), nn.Columns(qkv, 2*a.d, 3*a.d)

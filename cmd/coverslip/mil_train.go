@@ -223,7 +223,7 @@ func predictOne(ctx context.Context, k *mil.Classifier, data mil.Dataset, i int)
 }
 
 // enoughToChoose is how many patients of each class a training side needs before a fifth of it is set apart.
-const enoughToChoose = 10
+const enoughToChoose = 20
 
 // sides are what is trained on and what tells when to stop.
 func (c *milTrainCmd) sides(ev *evaluation, s split.Split) (train, val []int, err error) {
