@@ -17,8 +17,8 @@ import (
 	"coverslip/storage/bagfile"
 )
 
-// bagCohort makes a cohort of slides with bags, the class of which is whether one tile has a large first feature.
-func bagCohort(t *testing.T, data string, n int) {
+// milCohort makes a cohort of slides with bags, the class of which is whether one tile has a large first feature.
+func milCohort(t *testing.T, data string, n int) {
 	t.Helper()
 	e := &env{Context: t.Context(), out: os.Stdout, err: os.Stderr}
 	f := dataFlags{Data: data}
@@ -98,7 +98,7 @@ func bagCohort(t *testing.T, data string, n int) {
 
 func TestMILIsTrainedJudgedSavedAndApplied(t *testing.T) {
 	data, dir := dataFolder(t), t.TempDir()
-	bagCohort(t, data, 60)
+	milCohort(t, data, 60)
 	file := filepath.Join(dir, "abmil.safetensors")
 	train := func(args ...string) (int, string, string) {
 		var out, errs strings.Builder
