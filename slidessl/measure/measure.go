@@ -1,6 +1,6 @@
 // Package measure says what a set of embeddings looks like, without training anything on them: how near views of one
-// slide are, how evenly slides fill the sphere, in how many directions they differ, and how far classes have collapsed
-// into points.
+// slide are, how evenly slides fill the sphere, in how many directions they differ, how far classes have collapsed into
+// points, and which embeddings are strange.
 //
 // Embeddings are rows of d numbers. What it leaves to others: how well labels can be read from them (mil/probe).
 package measure
@@ -33,14 +33,7 @@ func Alignment(x, y []float32, d int) float64 {
 // dimensions. NaN of fewer than two rows.
 func Uniformity(x []float32, d int) float64 {
 	n := rows(x, d)
-	u := make([]float32, n*d)
-	for i := range n {
-		row := x[i*d : (i+1)*d]
-		by := float32(1 / math.Max(math.Sqrt(nn.Dot(row, row)), 1e-12))
-		for k, v := range row {
-			u[i*d+k] = v * by
-		}
-	}
+	u := units(x, d)
 	const piece = 256 // rows whose products with all are there at once
 	s := make([]float32, min(piece, n)*n)
 	sums := make([]float64, n)
