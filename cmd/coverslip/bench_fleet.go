@@ -59,6 +59,8 @@ func (c *benchFleetCmd) Run(e *env) error {
 		{Case: what + ": import, with the start of the program", Value: r.imported.Seconds(), Unit: "s", Peer: "limit", PeerValue: 60, Ratio: 60 / r.imported.Seconds(), Target: 1},
 		{Case: what + ": queueing, with the start of the program", Value: r.queued.Seconds(), Unit: "s"},
 		{Case: what + ": most memory of a worker", Value: r.memory, Unit: "MB"},
+		{Case: what + ": transactions of a slide, all that Postgres committed", Value: float64(r.transactions) / float64(c.Slides), Unit: "transactions"},
+		{Case: what + ": most connections of a worker", Value: float64(r.connections) / float64(c.Workers), Unit: "connections"},
 		{Case: what + ": database on disk", Value: float64(r.database) / 1e6, Unit: "MB"},
 		{Case: fmt.Sprintf("embeddings of 11642 × %d float32 on disk, without their indexes", c.Dim), Value: float64(r.embeddings) / 1e6, Unit: "MB", Peer: "limit", PeerValue: 26, Ratio: 26e6 / float64(r.embeddings), Target: 1},
 		{Case: "indexes of those embeddings on disk", Value: float64(r.indexes) / 1e6, Unit: "MB"},
@@ -83,6 +85,7 @@ func met(ok bool) float64 {
 
 type fleetRun struct {
 	notDone, twice, wrong, killed, taken int
+	transactions, connections            int
 	imported, queued, encode             time.Duration
 	cpu, memory                          float64 // seconds, MB
 	database, embeddings, indexes        int64   // bytes
@@ -261,6 +264,11 @@ func (c *benchFleetCmd) work(e *env, db *storage.DB, r *fleetRun, program func()
 				return err
 			}
 			show(p.Slides - p.Waiting())
+			var now int
+			if err := db.Pool().QueryRow(e, `select count(*) from pg_stat_activity where application_name = 'coverslip'`).Scan(&now); err != nil {
+				return err
+			}
+			r.connections = max(r.connections, now-1) // one is this look's
 			if p.Waiting() == 0 {
 				return nil
 			}
@@ -282,8 +290,8 @@ func (c *benchFleetCmd) count(e *env, db *storage.DB, r *fleetRun) error {
 		(select count(*) from river_job where state = 'completed'), (select count(*) from river_job where state <> 'completed' and not metadata ? 'continued_as'),
 		(select count(*) from slides where provisional), (select count(*) from river_job where metadata ? 'continued_as'),
 		(select n_tup_upd from pg_stat_user_tables where relname = 'embeddings') + (select n_tup_upd from pg_stat_user_tables where relname = 'bags'),
-		pg_database_size(current_database())`).
-		Scan(&done, &bags, &embeddings, &completed, &others, &provisional, &r.taken, &updated, &r.database)
+		(select xact_commit from pg_stat_database where datname = current_database()), pg_database_size(current_database())`).
+		Scan(&done, &bags, &embeddings, &completed, &others, &provisional, &r.taken, &updated, &r.transactions, &r.database)
 	if err != nil {
 		return err
 	}

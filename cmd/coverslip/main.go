@@ -83,6 +83,9 @@ type env struct {
 	terminal bool // somebody watches err
 }
 
+// words are what help texts have in common with the rest of the program.
+var words = kong.Vars{"version": coverslip.Version, "objectives": strings.Join(objective.Names(), ", ")}
+
 // run is the whole program but for the process: tests call it.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	var c cli
@@ -90,7 +93,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	parser, err := kong.New(&c,
 		kong.Name("coverslip"),
 		kong.Description("Coverslip turns whole-slide images into slide embeddings, and embeddings into answers.\n\nTry:  coverslip ingest section.svs --wait\n      coverslip search --file other.svs"),
-		kong.Vars{"version": coverslip.Version, "objectives": strings.Join(objective.Names(), ", ")},
+		words,
 		kong.UsageOnError(),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, FlagsLast: true, WrapUpperBound: 100}),
 		kong.Writers(stdout, stderr),
