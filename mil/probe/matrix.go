@@ -80,9 +80,9 @@ const (
 )
 
 // weigh puts √c times [X 1] into dst.
-func weigh[T float32 | float64](dst, x []T, c []float64, n, d int) {
+func weigh(dst, x []float32, c []float64, n, d int) {
 	for i := range n {
-		w := T(math.Sqrt(c[i]))
+		w := float32(math.Sqrt(c[i]))
 		out := dst[i*(d+1) : (i+1)*(d+1)]
 		for j, v := range x[i*d : (i+1)*d] {
 			out[j] = w * v
@@ -159,7 +159,11 @@ func (m double[T]) gram(dst, c []float64) {
 			}
 			out[m.d] = w
 		}
-		blas64.Syrk(blas.Trans, 1, blas64.General{Rows: n, Cols: d, Stride: d, Data: part}, 1, blas64.Symmetric{Uplo: blas.Upper, N: d, Stride: d, Data: dst})
+		for left := 0; left < d; left += panel {
+			w := min(panel, d-left)
+			blas64.Gemm(blas.Trans, blas.NoTrans, 1, blas64.General{Rows: n, Cols: left + w, Stride: d, Data: part},
+				blas64.General{Rows: n, Cols: w, Stride: d, Data: part[left:]}, 1, blas64.General{Rows: left + w, Cols: w, Stride: d, Data: dst[left:]})
+		}
 	}
 }
 
