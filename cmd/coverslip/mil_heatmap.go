@@ -10,6 +10,7 @@ import (
 	"image/png"
 	"io"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -203,24 +204,32 @@ func chosen(said mil.Prediction, show string, class int, names []string) (what s
 
 // readValues reads a table with columns x, y and value.
 func readValues(path string) (x, y []int64, v []float64, err error) {
-	fault := func(err error) error {
-		return &coverslip.Error{Kind: coverslip.Invalid, Op: "read the values", Path: path, Err: err, Hint: "give a CSV with a heading that has x, y and value"}
-	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, nil, nil, diskError("read the values", path, err)
 	}
 	defer f.Close()
-	in := csv.NewReader(f)
+	x, y, v, err = parseValues(f)
+	if err != nil {
+		err = &coverslip.Error{Kind: coverslip.Invalid, Op: "read the values", Path: path, Err: err, Hint: "give a CSV with a heading that has x, y and value"}
+	}
+	return x, y, v, err
+}
+
+// farthest is beyond the corner of any tile, pixels.
+const farthest = 1 << 40
+
+func parseValues(r io.Reader) (x, y []int64, v []float64, err error) {
+	in := csv.NewReader(r)
 	head, err := in.Read()
 	if err != nil {
-		return nil, nil, nil, fault(err)
+		return nil, nil, nil, err
 	}
 	at := [3]int{}
 	for i, name := range []string{"x", "y", "value"} {
 		at[i] = slices.IndexFunc(head, func(h string) bool { return strings.EqualFold(strings.TrimSpace(h), name) })
 		if at[i] < 0 {
-			return nil, nil, nil, fault(fmt.Errorf("there is no column %q", name))
+			return nil, nil, nil, fmt.Errorf("there is no column %q", name)
 		}
 	}
 	for n := 2; ; n++ {
@@ -229,12 +238,15 @@ func readValues(path string) (x, y []int64, v []float64, err error) {
 			return x, y, v, nil
 		}
 		if err != nil {
-			return nil, nil, nil, fault(err)
+			return nil, nil, nil, err
 		}
 		var cell [3]float64
 		for i, c := range at {
 			if cell[i], err = strconv.ParseFloat(strings.TrimSpace(line[c]), 64); err != nil {
-				return nil, nil, nil, fault(fmt.Errorf("line %d: %q is no number", n, line[c]))
+				return nil, nil, nil, fmt.Errorf("line %d: %q is no number", n, line[c])
+			}
+			if i < 2 && !(math.Abs(cell[i]) < farthest) {
+				return nil, nil, nil, fmt.Errorf("line %d: %q is no place on a slide", n, line[c])
 			}
 		}
 		x, y, v = append(x, int64(cell[0])), append(y, int64(cell[1])), append(v, cell[2])

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"coverslip/mil"
+	"coverslip/mil/heatmap"
 )
 
 // attentive trains a small classifier on made-up bags of features as long as those of the encoder that ships.
@@ -143,4 +144,28 @@ func TestHeatmap(t *testing.T) {
 			t.Errorf("%v left %v", args, entries)
 		}
 	}
+}
+
+func FuzzValues(f *testing.F) {
+	f.Add("x,y,value\n0,0,1\n224,0,0.5\n")
+	f.Add("value,Y,x\nnan,1e300,-5\n")
+	f.Add("x,y\n")
+	f.Fuzz(func(t *testing.T, table string) {
+		x, y, v, err := parseValues(strings.NewReader(table))
+		if err != nil {
+			return
+		}
+		m, err := heatmap.New("value", x, y, 224, v, heatmap.Rank)
+		if err != nil {
+			return
+		}
+		c := milHeatmapCmd{Level: -1}
+		picture, scale, err := c.picture(nil, m, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b := m.Overlay(picture, scale, 0.5).Bounds(); b.Dx() > 4096 || b.Dy() > 4096 {
+			t.Errorf("a picture of %v", b)
+		}
+	})
 }
