@@ -34,6 +34,7 @@ type Config struct {
 	Uploader    Uploader
 	Resumable   Resumable
 	Registrar   Registrar
+	Embedder    Embedder
 	Thumbnailer Thumbnailer
 	DeepZoomer  DeepZoomer
 	// Ready tells the parts the server needs and which of them answer. It is called at each
@@ -64,10 +65,11 @@ type Slides interface {
 	Embedding(ctx context.Context, id coverslip.SlideID) (coverslip.Embedding, error)
 }
 
-// Searcher finds the k slides whose embeddings are most similar to that of id, best first, id
-// itself left out. A slide without an embedding is NotFound.
+// Searcher finds the slides whose embeddings are most similar, best first, exactly. A slide without an
+// embedding, and a cohort that is not there, are NotFound; a vector of another length, and a label that no
+// cohort has, Invalid.
 type Searcher interface {
-	Similar(ctx context.Context, id coverslip.SlideID, k int) ([]coverslip.Neighbour, error)
+	Search(ctx context.Context, q SearchQuery) (SearchAnswer, error)
 }
 
 // Uploader keeps and registers a slide. created is false when the same bytes were known already.
@@ -97,7 +99,7 @@ type Check struct {
 // collectors have one name.
 func New(cfg Config) (http.Handler, error) {
 	if cfg.Slides == nil || cfg.Searcher == nil || cfg.Uploader == nil || cfg.Thumbnailer == nil || cfg.DeepZoomer == nil || cfg.Ready == nil ||
-		cfg.Resumable == nil || cfg.Registrar == nil {
+		cfg.Resumable == nil || cfg.Registrar == nil || cfg.Embedder == nil {
 		return nil, &coverslip.Error{Kind: coverslip.Internal, Op: "set up the API", Err: errors.New("a part of api.Config is missing")}
 	}
 	if cfg.MaxUpload == 0 {
@@ -127,6 +129,7 @@ func New(cfg Config) (http.Handler, error) {
 	s.deepZoomRoutes()
 	s.uploadRoute()
 	s.resumableRoutes()
+	s.searchRoutes()
 	if err := s.tusRoutes(router); err != nil {
 		return nil, &coverslip.Error{Kind: coverslip.Internal, Op: "set up uploads", Err: err}
 	}

@@ -43,7 +43,7 @@ func newSite(t *testing.T, edit ...func(*api.Config)) *site {
 	t.Helper()
 	s := &site{memory: newMemory(), t: t, log: &bytes.Buffer{}, seen: map[string]bool{}}
 	cfg := api.Config{Slides: s.memory, Searcher: s.memory, Uploader: s.memory, Thumbnailer: s.memory, DeepZoomer: s.memory, Ready: s.Ready,
-		Resumable: s.memory, Registrar: s.memory, Presigner: s.memory,
+		Resumable: s.memory, Registrar: s.memory, Embedder: s.memory, Presigner: s.memory,
 		Log: slog.New(slog.NewJSONHandler(s.log, nil))}
 	board := &board{m: s.memory, progress: coverslip.Progress{Cohort: "brca", States: map[coverslip.State]int{coverslip.Embedded: 3}}}
 	cfg.Cohorts, cfg.Jobs = board, board
@@ -263,6 +263,7 @@ func TestEveryAnswerOfTheContract(t *testing.T) {
 	s.wantKind(coverslip.TooLarge, 413, "GET", "/v1/slides/"+idA+"/dzi_files/9/0_0.jpeg", nil)
 	s.uploadAnswers(statuses)
 	s.cohortAnswers(statuses)
+	s.searchAnswers(statuses)
 	s.fail = nil
 	for _, part := range []string{"", "/thumbnail", "/embedding", "/similar", "/dzi", "/dzi_files/9/0_0.jpeg"} {
 		s.wantKind(coverslip.NotFound, 404, "GET", "/v1/slides/0123456789"+part, nil)
@@ -544,7 +545,7 @@ func TestMetricsCountByRouteNotByAddress(t *testing.T) {
 
 func TestIncompleteConfigIsRefused(t *testing.T) {
 	m := newMemory()
-	full := api.Config{Slides: m, Searcher: m, Uploader: m, Thumbnailer: m, DeepZoomer: m, Ready: m.Ready, Resumable: m, Registrar: m}
+	full := api.Config{Slides: m, Searcher: m, Uploader: m, Thumbnailer: m, DeepZoomer: m, Ready: m.Ready, Resumable: m, Registrar: m, Embedder: m}
 	if _, err := api.New(full); err != nil {
 		t.Error(err)
 	}
@@ -569,7 +570,7 @@ func FuzzRequest(f *testing.F) {
 	}
 	m := newMemory()
 	m.add(idA, coverslip.Embedded, 1, 0)
-	h, err := api.New(api.Config{Slides: m, Searcher: m, Uploader: m, Thumbnailer: m, DeepZoomer: m, Ready: m.Ready, Resumable: m, Registrar: m, Log: slog.New(slog.DiscardHandler)})
+	h, err := api.New(api.Config{Slides: m, Searcher: m, Uploader: m, Thumbnailer: m, DeepZoomer: m, Ready: m.Ready, Resumable: m, Registrar: m, Embedder: m, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		f.Fatal(err)
 	}

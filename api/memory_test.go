@@ -142,29 +142,65 @@ func (m *memory) Embedding(_ context.Context, id coverslip.SlideID) (coverslip.E
 	return e, nil
 }
 
-func (m *memory) Similar(_ context.Context, id coverslip.SlideID, k int) ([]coverslip.Neighbour, error) {
+func (m *memory) Search(_ context.Context, q api.SearchQuery) (api.SearchAnswer, error) {
 	leave, err := m.enter()
 	defer leave()
 	if err != nil {
-		return nil, err
+		return api.SearchAnswer{}, err
 	}
-	query, ok := m.embeddings[id]
-	if !ok {
-		return nil, missing("embedding")
+	if q.Cohort == "absent" {
+		return api.SearchAnswer{}, missing("cohort")
 	}
-	var near []coverslip.Neighbour
+	if q.Vector == nil {
+		query, ok := m.embeddings[q.Slide]
+		if !ok {
+			return api.SearchAnswer{}, missing("embedding")
+		}
+		q.Vector = query.Vector
+	}
+	out := api.SearchAnswer{Encoder: "test", Aggregator: "mean"}
 	for other, e := range m.embeddings {
-		if other == id {
+		if other == q.Slide {
 			continue
+		}
+		if len(e.Vector) != len(q.Vector) {
+			return out, &coverslip.Error{Kind: coverslip.Invalid, Op: "search", Err: errors.New("another length"), Hint: "give another"}
 		}
 		var dot float64
 		for i, v := range e.Vector {
-			dot += float64(v) * float64(query.Vector[i])
+			dot += float64(v) * float64(q.Vector[i])
 		}
-		near = append(near, coverslip.Neighbour{Slide: other, Name: m.slides[other].Name, Similarity: dot})
+		if q.After != nil && (dot > float64(q.After.Similarity) || dot == float64(q.After.Similarity) && other <= q.After.Slide) {
+			continue
+		}
+		out.Hits = append(out.Hits, api.SearchHit{Neighbour: coverslip.Neighbour{Slide: other, Name: m.slides[other].Name, Similarity: dot},
+			Member: coverslip.Member{Patient: "p", Labels: map[string]any{"grade": 2.0, "kind": "x"}}})
 	}
-	slices.SortFunc(near, func(a, b coverslip.Neighbour) int { return cmp.Compare(b.Similarity, a.Similarity) })
-	return near[:min(len(near), k)], nil
+	slices.SortFunc(out.Hits, func(a, b api.SearchHit) int {
+		return cmp.Or(cmp.Compare(b.Similarity, a.Similarity), cmp.Compare(a.Slide, b.Slide))
+	})
+	if len(out.Hits) > q.K {
+		out.Hits = out.Hits[:q.K]
+		last := out.Hits[q.K-1]
+		out.Next = &api.SearchPlace{Slide: last.Slide, Similarity: float32(last.Similarity)}
+	}
+	if q.Vote != "" {
+		out.Label, out.Value, out.Votes, out.Of = q.Vote, "2", len(out.Hits), len(out.Hits)
+	}
+	return out, nil
+}
+
+func (m *memory) EmbedRegion(_ context.Context, id coverslip.SlideID, x, _, _, _ int64) ([]float32, error) {
+	leave, err := m.enter()
+	defer leave()
+	return []float32{float32(x), 1}, err
+}
+
+func (m *memory) EmbedFile(_ context.Context, name string, _ float64, body io.Reader) (encoder, aggregator string, vector []float32, err error) {
+	n, err := io.Copy(io.Discard, body)
+	leave, failed := m.enter()
+	defer leave()
+	return "test", "mean", []float32{float32(n), 1}, errors.Join(err, failed)
 }
 
 // Upload hashes the body and keeps the hash. It wraps a failed read as a store would.

@@ -121,6 +121,9 @@ func init() {
 
 // requestProblem is the answer to a request that never reached a handler.
 func requestProblem(rec *record, status int, msg string, errs []error) *problem {
+	if status == http.StatusBadRequest { // a body that is no JSON; every other fault of a request is a 422
+		status = http.StatusUnprocessableEntity
+	}
 	p := &problem{Title: title(status), Status: status, Detail: msg, Kind: coverslip.Invalid, RequestID: rec.id,
 		Hint: "compare the request with /openapi.json"}
 	if status >= http.StatusInternalServerError {

@@ -226,12 +226,12 @@ func (s *server) similar(ctx context.Context, in *similarInput) (*similarOutput,
 	if err != nil {
 		return nil, err
 	}
-	near, err := s.cfg.Searcher.Similar(ctx, found.ID, in.K)
+	near, err := s.cfg.Searcher.Search(ctx, SearchQuery{Slide: found.ID, K: in.K})
 	if err != nil {
 		return nil, notEmbedded(found, err)
 	}
 	return &similarOutput{Body: similarList{Slide: found.ID,
-		Neighbours: each(near, func(n coverslip.Neighbour) neighbourView { return neighbourView(n) })}}, nil
+		Neighbours: each(near.Hits, func(h SearchHit) neighbourView { return neighbourView(h.Neighbour) })}}, nil
 }
 
 // notEmbedded says of a slide without an embedding where it stands instead.

@@ -23,6 +23,7 @@ type benchCmd struct {
 	Fleet  benchFleetCmd  `cmd:"" help:"A cohort through worker processes that are killed: rate, memory, disk."`
 	Budget benchBudgetCmd `cmd:"" help:"How many tiles an embedding needs."`
 	MIL    benchMILCmd    `cmd:"" name:"mil" help:"Training of MIL classifiers beside PyTorch; memory of a large bag."`
+	Search benchSearchCmd `cmd:"" help:"Nearest of many embeddings, beside FAISS and pgvector."`
 	Ingest benchIngestCmd `cmd:"" help:"Uploads through the API to S3, beside the S3 client alone; memory."`
 }
 

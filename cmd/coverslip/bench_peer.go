@@ -46,6 +46,7 @@ func hire(cmd *exec.Cmd) (*peer, error) {
 		return nil, err
 	}
 	p.hear = bufio.NewScanner(out)
+	p.hear.Buffer(nil, 16<<20)
 	if err := p.cmd.Start(); err != nil {
 		return nil, &coverslip.Error{Kind: coverslip.Environment, Op: "start a peer", Path: cmd.Path, Err: err}
 	}
@@ -78,14 +79,24 @@ func (p *peer) do(what string) (peerRun, error) {
 	return p.answer()
 }
 
-// answer reads the next line of JSON; libraries print other things.
-func (p *peer) answer() (r peerRun, err error) {
+func (p *peer) answer() (r peerRun, err error) { return r, p.into(&r) }
+
+// ask makes it do its work once, and reads what it says of it.
+func (p *peer) ask(into any) error {
+	if _, err := fmt.Fprintln(p.tell, "go"); err != nil {
+		return p.failed(err)
+	}
+	return p.into(into)
+}
+
+// into reads the next line of JSON; libraries print other things.
+func (p *peer) into(v any) error {
 	for p.hear.Scan() {
 		if line := p.hear.Bytes(); len(line) > 0 && line[0] == '{' {
-			return r, json.Unmarshal(line, &r)
+			return json.Unmarshal(line, v)
 		}
 	}
-	return r, p.failed(errors.Join(errors.New("it ended early"), p.hear.Err()))
+	return p.failed(errors.Join(errors.New("it ended early"), p.hear.Err()))
 }
 
 func (p *peer) failed(err error) error {

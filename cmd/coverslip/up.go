@@ -9,10 +9,10 @@ import (
 	"coverslip"
 	"coverslip/api"
 	"coverslip/internal/ingest"
+	"coverslip/internal/search"
 	"coverslip/internal/zoom"
 	"coverslip/storage"
 	"coverslip/storage/queue"
-	"coverslip/storage/vector"
 	"coverslip/tiler/vips"
 )
 
@@ -75,12 +75,12 @@ func (p *platform) serve(e *env, in *ingest.Ingest, addr string, flags serverFla
 		}
 		defer stop()
 	}
-	index := vector.New(in.Dim())
+	engine := search.New(p.DB)
 	following, stopFollowing := context.WithCancel(e.Context)
 	followed := make(chan struct{})
 	go func() {
 		defer close(followed)
-		if err := follow(following, p.DB, in, index); following.Err() == nil {
+		if err := engine.Follow(following); following.Err() == nil {
 			e.log.Error("search no longer sees new embeddings; start again", "err", err)
 		}
 	}()
@@ -88,6 +88,8 @@ func (p *platform) serve(e *env, in *ingest.Ingest, addr string, flags serverFla
 		stopFollowing()
 		<-followed
 	}()
+	embeds := newEmbedder(p, in)
+	defer embeds.close()
 
 	uploads, err := flags.uploads(p, in)
 	if err != nil {
@@ -109,7 +111,7 @@ func (p *platform) serve(e *env, in *ingest.Ingest, addr string, flags serverFla
 	}
 	places := newRegistrar(in, p.blobs, flags.SlidesFolder)
 	config := api.Config{
-		Slides: slidesOf{in}, Cohorts: cohortsOf{p.DB, in, places}, Jobs: jobsOf{jobs}, Stopping: e.Done(), Searcher: searcher{in, index}, Uploader: uploader{in}, Thumbnailer: thumbnailer{in, make(chan struct{}, runtime.GOMAXPROCS(0))},
+		Slides: slidesOf{in}, Cohorts: cohortsOf{p.DB, in, places}, Jobs: jobsOf{jobs}, Stopping: e.Done(), Searcher: searcher{in, engine}, Embedder: embeds, Uploader: uploader{in}, Thumbnailer: thumbnailer{in, make(chan struct{}, runtime.GOMAXPROCS(0))},
 		Resumable: resumable{uploads}, Registrar: places,
 		DeepZoomer: tiles, Ready: p.ready, MaxUpload: flags.MaxUpload << 30, Log: e.log, Collectors: collectors(p.DB),
 	}

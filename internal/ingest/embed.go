@@ -136,35 +136,73 @@ func (in *Ingest) aggregate(ctx context.Context, file io.ReaderAt, size int64) (
 // Vector is the embedding of a slide that is not registered and leaves no trace: what its bytes at
 // path would be embedded as.
 func (in *Ingest) Vector(ctx context.Context, path string, mppOfSlide float64) ([]float32, error) {
+	row := coverslip.Slide{Name: path}
+	if mppOfSlide != 0 {
+		row.MPP = coverslip.MPP{Value: mppOfSlide, Source: coverslip.MPPUser}
+	}
+	files, err := tiler.Files(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	return in.vector(ctx, row, files, nil)
+}
+
+// Region is a part of a slide, in level-0 pixels.
+type Region struct{ X, Y, Width, Height int64 }
+
+// of are the tiles of a plan whose middle lies in the region.
+func (r Region) of(plan coverslip.Plan) (tiles []coverslip.Tile) {
+	half := int64(plan.Span / 2)
+	for _, t := range plan.Tiles {
+		if x, y := t.X+half-r.X, t.Y+half-r.Y; x >= 0 && y >= 0 && x < r.Width && y < r.Height {
+			tiles = append(tiles, t)
+		}
+	}
+	return tiles
+}
+
+// RegionVector is the embedding of a part of a registered slide; it leaves no trace. A part without tissue
+// is Invalid.
+func (in *Ingest) RegionVector(ctx context.Context, slide coverslip.Slide, within Region) ([]float32, error) {
+	files, release, err := in.Local(ctx, slide)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	if err := unchanged(ctx, slide, files); err != nil {
+		return nil, err
+	}
+	v, err := in.vector(ctx, slide, files, &within)
+	return v, renamed(err, slide.Name)
+}
+
+// vector is the embedding of a slide, or of a part of it, from a bag that nobody else sees.
+func (in *Ingest) vector(ctx context.Context, row coverslip.Slide, files []string, within *Region) ([]float32, error) {
 	spool, err := os.CreateTemp(in.Spool, "bag-*")
 	if err != nil {
 		return nil, diskError("make room for the bag", in.Spool, err)
 	}
 	defer os.Remove(spool.Name()) //nolint:errcheck // swept at the next start
 	defer spool.Close()
-	row := coverslip.Slide{Name: path}
-	if mppOfSlide != 0 {
-		row.MPP = coverslip.MPP{Value: mppOfSlide, Source: coverslip.MPPUser}
-	}
 	progress := func(done, total int) {
 		if in.Progress != nil {
 			in.Progress("", done, total)
 		}
 	}
-	files, err := tiler.Files(ctx, path)
+	job := reading{row: row, files: files, plan: in.planOf(row, in.Plan.Budget), within: within, progress: progress}
+	plan, _, err := in.encode(ctx, job, spool)
 	if err != nil {
 		return nil, err
 	}
-	job := reading{row: row, files: files, plan: in.planOf(row, in.Plan.Budget), progress: progress}
-	if _, _, err := in.encode(ctx, job, spool); err != nil {
-		return nil, err
+	if len(plan.Tiles) == 0 {
+		return nil, &coverslip.Error{Kind: coverslip.Invalid, Op: "embed", Path: row.Name, Err: errors.New("there is no tissue on it"), Hint: "look at it: coverslip tiles SLIDE --overview tissue.png"}
 	}
 	size, err := spool.Seek(0, io.SeekEnd)
 	if err != nil {
 		return nil, diskError("read the bag back", spool.Name(), err)
 	}
 	v, err := in.aggregate(ctx, spool, size)
-	return v, coverslip.At(path, err)
+	return v, coverslip.At(row.Name, err)
 }
 
 // makeBag encodes a slide and publishes its bag: first the file, then the row. Tiles that are in an

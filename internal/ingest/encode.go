@@ -20,6 +20,7 @@ type reading struct {
 	row      coverslip.Slide
 	files    []string
 	plan     coverslip.PlanParams
+	within   *Region      // only tiles whose middle lies in it; nil: all
 	earlier  *earlier     // features that need not be encoded; nil: none
 	kept     *checkpoints // of this bag, from a process that died; nil: none are kept
 	progress func(done, total int)
@@ -63,6 +64,9 @@ func (in *Ingest) encode(ctx context.Context, job reading, out io.Writer) (cover
 	plan, _, err := slide.Plan(ctx, job.plan, in.Mask)
 	if err != nil {
 		return plan, nil, err
+	}
+	if job.within != nil {
+		plan.Tiles = job.within.of(plan)
 	}
 	clock.lap("mask and plan")
 	for _, t := range plan.Skipped {

@@ -99,6 +99,19 @@ func (x *Index) at(i int) []float32 { return x.rows[i*x.stride : (i+1)*x.stride]
 //
 // A q that Upsert would refuse and a k below 1 are Invalid.
 func (x *Index) Search(ctx context.Context, q []float32, k int, keep func(id string) bool) ([]Hit, error) {
+	return x.Find(ctx, q, k, Among{Keep: keep})
+}
+
+// Among says which vectors may be answers. Zero fields let all be.
+type Among struct {
+	IDs   []string             // only these, each once, those that are there; nil: all. Worth it for a small part.
+	Keep  func(id string) bool // only those; see Search
+	After *Hit                 // only those behind this hit of an earlier search for the same vector
+}
+
+// Find is Search among some of the vectors. Pages read by After have no vector twice and skip none, as long
+// as the index does not change.
+func (x *Index) Find(ctx context.Context, q []float32, k int, among Among) ([]Hit, error) {
 	const op = "search"
 	unit, err := x.normalised(op, q)
 	if err != nil {
@@ -109,7 +122,18 @@ func (x *Index) Search(ctx context.Context, q []float32, k int, keep func(id str
 	}
 	x.mu.RLock()
 	defer x.mu.RUnlock()
+	rows := func(i int) int { return i }
 	n := len(x.ids)
+	if among.IDs != nil {
+		some := make([]int, 0, len(among.IDs))
+		for _, id := range among.IDs {
+			if i, there := x.row[id]; there {
+				some = append(some, i)
+			}
+		}
+		slices.Sort(some) // as they lie in memory
+		rows, n = func(i int) int { return some[i] }, len(some)
+	}
 	blocks := (n + block - 1) / block
 	best := make([]top, max(1, min(runtime.GOMAXPROCS(0), blocks)))
 	var next atomic.Int64
@@ -122,7 +146,7 @@ func (x *Index) Search(ctx context.Context, q []float32, k int, keep func(id str
 				if b >= blocks {
 					return
 				}
-				x.scan(&best[w], unit, b*block, min((b+1)*block, n), keep)
+				x.scan(&best[w], unit, b*block, min((b+1)*block, n), rows, among)
 			}
 		})
 	}
@@ -142,25 +166,29 @@ func (x *Index) Search(ctx context.Context, q []float32, k int, keep func(id str
 // out evenly and to notice that the search was cancelled.
 const block = 1024
 
-// scan offers rows from up to to.
-func (x *Index) scan(best *top, q []float32, from, to int, keep func(string) bool) {
+// scan offers the rows from up to to of those that row names.
+func (x *Index) scan(best *top, q []float32, from, to int, row func(int) int, among Among) {
 	offer := func(i int, similarity float32) {
-		if h := (Hit{x.ids[i], similarity}); best.wants(h) && (keep == nil || keep(h.ID)) {
+		if len(best.hits) == best.k && similarity < best.hits[0].Similarity { // nearly all of them
+			return
+		}
+		if h := (Hit{x.ids[i], similarity}); best.wants(h) && (among.After == nil || compare(h, *among.After) > 0) && (among.Keep == nil || among.Keep(h.ID)) {
 			best.add(h)
 		}
 	}
 	i := from
 	for ; i+4 <= to; i += 4 {
-		s0, s1, s2, s3 := dot4(q, x.at(i), x.at(i+1), x.at(i+2), x.at(i+3))
-		offer(i, s0)
-		offer(i+1, s1)
-		offer(i+2, s2)
-		offer(i+3, s3)
+		a, b, c, d := row(i), row(i+1), row(i+2), row(i+3)
+		s0, s1, s2, s3 := dot4(q, x.at(a), x.at(b), x.at(c), x.at(d))
+		offer(a, s0)
+		offer(b, s1)
+		offer(c, s2)
+		offer(d, s3)
 	}
 	for ; i < to; i++ {
-		r := x.at(i)
+		r := x.at(row(i))
 		s, _, _, _ := dot4(q, r, r, r, r)
-		offer(i, s)
+		offer(row(i), s)
 	}
 }
 
