@@ -76,8 +76,8 @@ type Rates struct {
 	GFLOPS float64 // of training, in billions of operations a second
 }
 
-// DefaultRates are those of the machine that bench/README.md tells of.
-var DefaultRates = Rates{Tiles: 95, GFLOPS: 35}
+// DefaultRates are those of one core of the machine that bench/README.md tells of.
+var DefaultRates = Rates{Tiles: 95, GFLOPS: 60}
 
 // Plan checks a study against its data and lists its runs and their stages.
 func (f *File) Plan(ctx context.Context, data Data, quick bool, rates Rates) (*Plan, error) {
@@ -369,8 +369,15 @@ func (p *planner) guess(s Stage) (seconds float64, bytes int64) {
 		}
 		return tiles * perTile / (p.rates.GFLOPS * 1e9), int64(cohort.Slides) * int64(4*a.Dim())
 	}
-	fits := max(s.Evaluation.Draws, 1) * max(len(s.Evaluation.Slides)+len(s.Evaluation.Shots), 1) * max(s.Evaluation.Folds, 1)
-	return 0.05 * float64(fits), int64(200 * fits)
+	fits := s.Evaluation.Folds
+	if groups := len(s.Evaluation.Slides) + len(s.Evaluation.Shots); groups > 0 {
+		fits = groups * s.Evaluation.Draws
+	}
+	each := 0.002
+	if s.Evaluation.Kind == "probe" && s.Evaluation.C == 0 { // 45 strengths by five folds
+		each = 0.15
+	}
+	return 0.1 + each*float64(fits), int64(200 * (fits + 5))
 }
 
 // Count is how much of a plan is left to do.

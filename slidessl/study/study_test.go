@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -43,7 +45,7 @@ type known struct{ there map[string]bool }
 func (known) Cohort(_ context.Context, name string) (Cohort, error) {
 	switch name {
 	case "idc":
-		return Cohort{Slides: 200, Tiles: 40_000, Classes: map[string]int{"grade": 2, "site": 1}}, nil
+		return Cohort{Slides: 200, Tiles: 40_000, Classes: map[string]int{"grade": 2, "idc": 2, "site": 1}}, nil
 	case "crc":
 		return Cohort{Slides: 50, Tiles: 9_000, Classes: map[string]int{"grade": 3}}, nil
 	case "bare":
@@ -238,7 +240,7 @@ func TestWrongStudiesAreRefusedWithARemedy(t *testing.T) {
 		"unknown evaluation":     {with("kind: geometry", "kind: vibes"), coverslip.Invalid, "vibes"},
 		"the same evaluation":    {with("kind: geometry", "kind: probe, label: grade"), coverslip.Invalid, "two evaluations"},
 		"probe without label":    {with("label: grade, ", ""), coverslip.Invalid, "no label"},
-		"label the cohort lacks": {with("label: grade", "label: stage"), coverslip.Invalid, "its labels are grade, site"},
+		"label the cohort lacks": {with("label: grade", "label: stage"), coverslip.Invalid, "its labels are grade, idc, site"},
 		"label of one value":     {with("label: grade", "label: site"), coverslip.Invalid, "nothing to tell apart"},
 		"cohort without labels":  {with("cohort: idc", "cohort: bare"), coverslip.Invalid, "import csv"},
 		"no cohort":              {with("  cohort: idc\n", ""), coverslip.Invalid, "no cohort"},
@@ -279,4 +281,45 @@ func FuzzParse(f *testing.F) {
 			t.Fatal(err)
 		}
 	})
+}
+
+func TestShippedStudiesAreWhole(t *testing.T) {
+	files, err := filepath.Glob("../../docs/studies/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := Parse(text)
+		if err != nil {
+			t.Errorf("%s: %v", file, err)
+			continue
+		}
+		for _, quick := range []bool{false, true} {
+			p, err := f.Plan(t.Context(), known{}, quick, DefaultRates)
+			if err != nil {
+				t.Errorf("%s: %v", file, err)
+				continue
+			}
+			if f.Name+".yaml" != filepath.Base(file) || f.Question == "" || len(f.Papers) == 0 {
+				t.Errorf("%s does not say what it is", file)
+			}
+			t.Logf("quick %v: %s", quick, p.Describe(2))
+		}
+	}
+}
+
+func TestTheExampleInTheDocumentsIsRead(t *testing.T) {
+	raw, err := os.ReadFile("../../docs/studies/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(raw), "```yaml\n")
+	text, _, _ := strings.Cut(rest, "```")
+	if _, err := Parse([]byte(text)); err != nil {
+		t.Error(err)
+	}
 }
