@@ -292,8 +292,8 @@ func (ev *evaluation) few(rng *rand.Rand) error {
 func (ev *evaluation) audit() error {
 	a, err := split.Examine(&split.File{Rows: ev.rows, Splits: ev.splits})
 	switch {
-	case err != nil && ev.flags.By == "none":
-		ev.notes = append(ev.notes, "patients are unknown: figures are too good if some have several slides")
+	case err != nil && (ev.flags.By == "none" || ev.flags.Splits != ""):
+		ev.notes = append(ev.notes, "patients are unknown: each slide counts as one, and figures are too good if some have several")
 		return nil
 	case err != nil:
 		return coverslip.At("cohort "+ev.flags.Cohort, err)

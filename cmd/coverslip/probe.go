@@ -270,7 +270,11 @@ func (f *fitting) inside(s split.Split, train []int) (folds []probe.Fold, all []
 		if f.ev.flags.By == "none" {
 			by = split.BySlide
 		}
-		if sides, _, err = split.Inner(f.ev.rows, s, k, by, rand.New(rand.NewPCG(f.ev.flags.Seed, 1))); err != nil {
+		rows := slices.Clone(f.ev.rows)
+		for i := range rows { // somebody's splits may do without patients
+			rows[i].Patient = cmp.Or(rows[i].Patient, "slide "+rows[i].Slide)
+		}
+		if sides, _, err = split.Inner(rows, s, k, by, rand.New(rand.NewPCG(f.ev.flags.Seed, 1))); err != nil {
 			return nil, nil, err
 		}
 	}

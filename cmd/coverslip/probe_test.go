@@ -271,3 +271,26 @@ func TestProbeSaysWhatItLeavesOut(t *testing.T) {
 		t.Errorf("--splits with -k: exit %d, %s", code, stderr)
 	}
 }
+
+func TestProbeWithoutPatients(t *testing.T) {
+	data := dataFolder(t)
+	probeCohort(t, data, 40, func(_ int, m *coverslip.Member) { m.Patient = "" })
+	ask := []string{"probe", "--cohort", "some", "--label", "tumour type", "--encoder", "tiny", "--data", data, "--bootstraps", "20"}
+	if code, _, stderr := coverslipRun(t, ask...); code != exitFailed || !strings.Contains(stderr, "40 of 40 slides have no patient") {
+		t.Errorf("exit %d, %s", code, stderr)
+	}
+	folds := filepath.Join(t.TempDir(), "folds.csv")
+	table := "slide_id,fold\n"
+	for i := range 40 {
+		table += fmt.Sprintf("slide %d,%d\n", i, i/2%4)
+	}
+	if err := os.WriteFile(folds, []byte(table), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, more := range [][]string{{"--by", "none"}, {"--splits", folds}} {
+		code, out, stderr := coverslipRun(t, append(ask, more...)...)
+		if code != exitDone || !strings.Contains(out, "patients are unknown") {
+			t.Errorf("%v: exit %d, %s%s", more, code, out, stderr)
+		}
+	}
+}
