@@ -313,8 +313,12 @@ func (c *milHeatmapCmd) write(e *env, m *heatmap.Map, slide *tiler.Slide) error 
 	if err != nil {
 		return err
 	}
+	share := c.Share
+	if slide == nil { // nothing is below
+		share = 1
+	}
 	files := map[string]func(io.Writer) error{
-		"heatmap.png":   func(w io.Writer) error { return png.Encode(w, m.Overlay(picture, scale, c.Share)) },
+		"heatmap.png":   func(w io.Writer) error { return png.Encode(w, m.Overlay(picture, scale, share)) },
 		"tiles.csv":     m.WriteCSV,
 		"tiles.geojson": m.WriteGeoJSON,
 	}

@@ -16,10 +16,10 @@ type definition struct {
 
 // figuresOf are those of a run, the one that methods are compared by first.
 func figuresOf(run coverslip.Run) []definition {
-	switch n := len(run.Classes); {
-	case n == 0:
+	switch len(run.Classes) {
+	case 0:
 		return []definition{{"concordance", concordance}}
-	case n == 2:
+	case 2:
 		return append([]definition{{"auc", binary(metric.CountedAUC)}, {"average_precision", binary(metric.CountedAveragePrecision)}}, named()...)
 	default:
 		all := append([]definition{{"auc_one_vs_rest", oneVsRest}, {"auc_one_vs_one", oneVsOne}}, named()...)
