@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -31,7 +32,7 @@ type tilesCmd struct {
 	Size       int      `default:"256" help:"Edge of a tile in pixels (${default})."`
 	Overlap    int      `default:"0" help:"Pixels that neighbouring tiles share."`
 	MinTissue  float64  `default:"0.25" help:"Least share of tissue in a tile, 0 to 1 (${default}); 0 takes the whole grid."`
-	MPPOfSlide mppValue `name:"mpp-of-slide" help:"Resolution of the slide itself, where the file does not say it."`
+	MPPOfSlide mppValue `name:"mpp-of-slide" placeholder:"0.25" help:"Resolution of the slide itself, where the file does not say it."`
 	SkipBad    bool     `name:"skip-bad-tiles" help:"Leave out tiles whose bytes are damaged, and list them. Without it, one fails the slide."`
 	Plan       bool     `xor:"what" help:"Only list the tiles (CSV: x, y in level-0 pixels, share of tissue)."`
 	Quality    bool     `help:"List with each tile its shares of glass, folds, air bubbles and ink, and its blur. Reads every tile."`
@@ -50,7 +51,11 @@ func (tilesCmd) Help() string {
   coverslip tiles section.svs --plan > tiles.csv
   coverslip tiles section.svs --mpp 1 --size 224 --out tiles/
   coverslip tiles section.svs --coords section_patches.h5 --layout trident
-  coverslip tiles section.svs --format jpg --out section.tar --geojson section.geojson`
+  coverslip tiles section.svs --format jpg --out section.tar --geojson section.geojson
+  coverslip tiles 's3://slides/section.svs?endpoint=http://127.0.0.1:7070' --plan
+
+Of a slide in a bucket or behind HTTP only the ranges that are wanted are fetched. --quality, and --out
+always, read every tile and keep its scores with the plan: docs/FORMATS.md says what they mean.`
 }
 
 // Run finds tissue, plans, and lists or writes the tiles.
@@ -142,7 +147,11 @@ func (c *tilesCmd) Run(e *env) error {
 	if len(plan.Tiles) == 0 {
 		summary("no tissue was found; look at --overview FILE, or lower --min-tissue\n")
 	}
-	if c.Out == "" && !c.Plan && c.Overview == "" && c.GeoJSON == "" && c.Coords == "" {
+	written := slices.DeleteFunc([]string{c.Out, c.Overview, c.GeoJSON, c.Coords}, func(name string) bool { return name == "" })
+	switch {
+	case len(written) > 0:
+		summary("wrote:  %s\n", strings.Join(written, ", "))
+	case !c.Plan:
 		summary("--plan lists them, --out DIR writes them, --overview FILE shows them\n")
 	}
 	return nil

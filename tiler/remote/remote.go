@@ -80,12 +80,14 @@ type store interface {
 // version is what tells two states of an object apart, as the server puts it.
 type version struct{ etag, modified string }
 
-// condition returns the header that makes a server refuse when the object is another one.
+// condition returns the header that makes a server refuse when the object is another one, where there is
+// one to rely on: a weak ETag never matches, and If-Unmodified-Since knows whole seconds, which servers
+// hold against parts of one. What comes is held against the version all the same.
 func (v version) condition() (name, value string) {
-	if v.etag != "" && !strings.HasPrefix(v.etag, "W/") { // a weak one never matches
-		return "If-Match", v.etag
+	if v.etag == "" || strings.HasPrefix(v.etag, "W/") {
+		return "", ""
 	}
-	return "If-Unmodified-Since", v.modified
+	return "If-Match", v.etag
 }
 
 // refusal is an answer without the bytes asked for.
@@ -282,6 +284,9 @@ func (o *Object) fail(op string, err error) error {
 		return coverslip.At(o.name, ours)
 	}
 	e := &coverslip.Error{Kind: coverslip.Unavailable, Op: op, Path: o.name, Err: err, Hint: "check that the server answers, then try again"}
+	if s, ok := o.store.(*s3); ok && s.core.EndpointURL().Host == amazon {
+		e.Hint = "check that the server answers; where it is not Amazon's, add ?endpoint=http://host:port to the address"
+	}
 	var r *refusal
 	switch {
 	case errors.Is(err, errChanged):

@@ -338,3 +338,30 @@ func TestAtMostSixteenRequestsAtOnce(t *testing.T) {
 		t.Errorf("%d requests at once", most.Load())
 	}
 }
+
+// versitygw over files that nobody uploaded gives no ETag, and holds the time of If-Unmodified-Since, whole
+// seconds, against a file's own, which has parts of one.
+func TestOnlyTheTimeOfTheLastChange(t *testing.T) {
+	var changed atomic.Bool
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("If-Unmodified-Since") != "" {
+			w.WriteHeader(http.StatusPreconditionFailed)
+			return
+		}
+		at := time.Date(2026, 11, 27, 1, 2, 3, 0, time.UTC)
+		if changed.Load() {
+			at = at.Add(time.Second)
+		}
+		http.ServeContent(w, r, "", at, bytes.NewReader(content))
+	}))
+	t.Cleanup(s.Close)
+	o := mustOpen(t, s.URL+"/slide.svs")
+	got := make([]byte, 1000)
+	if err := o.ReadRange(t.Context(), got, 100_000); err != nil || !bytes.Equal(got, content[100_000:101_000]) {
+		t.Errorf("unchanged: %v", err)
+	}
+	changed.Store(true)
+	if err := o.ReadRange(t.Context(), got, 100_000); coverslip.KindOf(err) != coverslip.Conflict {
+		t.Errorf("changed: %v", err)
+	}
+}

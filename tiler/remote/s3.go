@@ -21,6 +21,8 @@ type s3 struct {
 	bucket, key string
 }
 
+const amazon = "s3.amazonaws.com"
+
 // newS3 reads the same addresses as storage/blob does, of an object instead of a bucket.
 func newS3(u *url.URL, public bool) (*s3, error) {
 	core, err := newCore(u, public)
@@ -50,7 +52,7 @@ func newCore(u *url.URL, public bool) (*minio.Core, error) {
 	endpoint, err := url.Parse(query.Get("endpoint"))
 	switch {
 	case err == nil && *endpoint == (url.URL{}):
-		endpoint, opts.Secure = &url.URL{Host: "s3.amazonaws.com"}, true
+		endpoint, opts.Secure = &url.URL{Host: amazon}, true
 		if opts.Region == "" {
 			opts.Region = os.Getenv("AWS_REGION")
 		}
