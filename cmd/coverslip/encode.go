@@ -16,7 +16,7 @@ import (
 type encodeCmd struct {
 	Slide    []string `arg:"" optional:"" help:"Slides that are registered: their ids, or the first 6 digits. None: all, or those of --cohort."`
 	Cohort   string   `placeholder:"NAME" help:"The slides of this cohort."`
-	Views    int      `placeholder:"V" help:"Make a bag of so many augmented views instead, as slide-level self-supervision needs them."`
+	Views    *int     `placeholder:"V" help:"Make a bag of so many augmented views instead, as slide-level self-supervision needs them."`
 	Tiles    int      `default:"256" help:"Tiles of each view, drawn with replacement (${default})."`
 	Augment  string   `default:"gigassl" placeholder:"NAME|FILE" help:"How views are augmented: gigassl, histo, none, or a file of transforms (${default})."`
 	Seed     uint64   `default:"1" help:"Of the views' draws (${default})."`
@@ -40,11 +40,11 @@ budget are not encoded again.`
 
 // views are those asked for; nil: none.
 func (c *encodeCmd) views() (*coverslip.Views, error) {
-	if c.Views == 0 {
+	if c.Views == nil {
 		return nil, nil
 	}
-	if c.Views < 1 || c.Tiles < 1 || c.Views > 1000 || c.Tiles > 100_000 {
-		return nil, &usageError{fmt.Sprintf("%d views of %d tiles: give 1 to 1000 views of 1 to 100,000 tiles", c.Views, c.Tiles)}
+	if *c.Views < 1 || c.Tiles < 1 || *c.Views > 1000 || c.Tiles > 100_000 {
+		return nil, &usageError{fmt.Sprintf("%d views of %d tiles: give 1 to 1000 views of 1 to 100,000 tiles", *c.Views, c.Tiles)}
 	}
 	if c.Budget != (budgetValue{}) {
 		return nil, &usageError{"--budget is for bags of tiles as they are; a view has --tiles"}
@@ -57,7 +57,7 @@ func (c *encodeCmd) views() (*coverslip.Views, error) {
 	if err != nil {
 		return nil, coverslip.At(c.Augment, err)
 	}
-	return &coverslip.Views{Count: c.Views, Tiles: c.Tiles, Augment: spec.String(), Seed: c.Seed}, nil
+	return &coverslip.Views{Count: *c.Views, Tiles: c.Tiles, Augment: spec.String(), Seed: c.Seed}, nil
 }
 
 // Run queues the work and, with --wait, sees it through.
