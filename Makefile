@@ -38,8 +38,14 @@ soak: .tools/versitygw ## all of it SOAK times over (10), to find what fails onc
 fuzz: setup ## every fuzz test, FUZZTIME each (60s)
 	@set -e; grep -rEo --include='*_test.go' '^func Fuzz\w+' . | sort | while IFS=: read -r file func; do \
 		echo "$${file%/*} $${func#func }"; \
-		go test -run '^$$' -fuzz "^$${func#func }\$$" -fuzztime $(FUZZTIME) "$${file%/*}"; \
+		go test -run '^$$' -fuzz "^$${func#func }\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x "$${file%/*}"; \
 	done
+
+# Without those that expect a process to die in a certain way: here it dies of AddressSanitizer.
+asan: setup ## decoders and the decode process under AddressSanitizer, and FUZZTIME of fuzzing each (60s)
+	go test -asan -skip FailsAlone ./tiler/jpeg ./tiler/vips ./tiler/openslide
+	go test -asan -run '^$$' -fuzz FuzzDecode -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./tiler/jpeg
+	go test -asan -run '^$$' -fuzz FuzzFault13DecodeProcess -fuzztime $(FUZZTIME) -fuzzminimizetime 20x ./tiler/openslide
 
 bench: build ## Go benchmarks, then the program's own
 	go test -run '^$$' -bench . -benchmem ./...
@@ -74,4 +80,4 @@ clean: ## remove what was built and fetched into this folder; system packages st
 	@rm -rf .tools/shellcheck
 	@python3 -m pip --disable-pip-version-check install --quiet --root-user-action=ignore --only-binary=:all: --require-hashes --target .tools/shellcheck -r $< && touch $@
 
-.PHONY: help setup build demo test test-full soak fuzz bench lint fmt clean
+.PHONY: help setup build demo test test-full soak fuzz asan bench lint fmt clean

@@ -35,7 +35,7 @@ STRENGTHS, DRAWS = [1e-4, 1e-3, 1e-2, 1e-1, 1], 10
 def main():
     args = argparse.ArgumentParser()
     args.add_argument("--data", type=pathlib.Path, default=HERE.parent.parent / "shared" / "data" / "crc5")
-    args.add_argument("--normalise", choices=["macenko"], help="bring every tile to one stain first, each by itself: the tiles name no slides")
+    args.add_argument("--normalise", choices=["macenko", "macenko-set"], help="bring every tile to one stain first: each by itself, or all of training/ and all of test/ as one")
     args.add_argument("models", nargs="*", default=[f"efficientnet-lite0={HERE.parent}/encoder/weights/efficientnet-lite0.onnx"])
     args = args.parse_args()
     if not args.data.is_dir():
@@ -43,7 +43,7 @@ def main():
     (train, train_labels), (test, test_labels) = load(args.data / "training"), load(args.data / "test")
 
     if args.normalise:
-        train, test = np.stack([macenko(t) for t in train]), np.stack([macenko(t) for t in test])
+        train, test = [macenko(tiles, args.normalise == "macenko-set") for tiles in (train, test)]
     peer, first = judge(colour(train), train_labels, colour(test), test_labels), None
     for name, how in [model.split("=", 1) for model in args.models]:
         session, output = open_model(how)
@@ -96,12 +96,24 @@ REFERENCE = np.array([[0.5626, 0.7201, 0.4062], [0.2159, 0.8012, 0.5581]])  # ha
 REFERENCE_MAX = np.array([1.9705, 1.0308])
 
 
-def macenko(tile):
-    """The tile in the reference stain, after Macenko et al. 2009; as it is where it shows no two stains."""
-    od = -np.log(np.maximum(tile, 1) / 255.0).reshape(-1, 3)
+def macenko(tiles, together):
+    """Tiles in the reference stain, after Macenko et al. 2009; as they are where they show no two stains."""
+    if together:
+        some = density(tiles[:, ::8, ::8])
+        found = stain(some)
+        return np.stack([restain(t, found) for t in tiles])
+    return np.stack([restain(t, stain(density(t))) for t in tiles])
+
+
+def density(pixels):
+    return -np.log(np.maximum(pixels, 1) / 255.0).reshape(-1, 3)
+
+
+def stain(od):
+    """The two stains [2,3] and how much there is of each; None where there are no two."""
     dense = od[od.min(1) > 0.15]
     if len(dense) < 500:
-        return tile
+        return None
     _, vectors = np.linalg.eigh(np.cov(dense.T))
     v = vectors[:, [2, 1]]
     v = v * np.where(v[0] < 0, -1, 1)
@@ -109,10 +121,15 @@ def macenko(tile):
     angles = np.percentile(np.arctan2(p[:, 1], p[:, 0]), [1, 99])
     w = np.array([v @ [np.cos(a), np.sin(a)] for a in angles])
     w = w if w[0, 0] > w[1, 0] else w[::-1]
-    h = np.maximum(od @ np.linalg.pinv(w), 0)
-    top = np.percentile(h[od.min(1) > 0.15], 99, axis=0)
-    if not np.all(top > 1e-3):
+    top = np.percentile(np.maximum(dense @ np.linalg.pinv(w), 0), 99, axis=0)
+    return (w, top) if np.all(top > 1e-3) else None
+
+
+def restain(tile, found):
+    if found is None:
         return tile
+    w, top = found
+    h = np.maximum(density(tile) @ np.linalg.pinv(w), 0)
     return np.clip(255 * np.exp(-(h * REFERENCE_MAX / top) @ REFERENCE) + 0.5, 0, 255).astype(np.uint8).reshape(tile.shape)
 
 
