@@ -45,6 +45,10 @@ type Config struct {
 	Jobs       Jobs                   // nil leaves its routes out
 	Stopping   <-chan struct{}        // closed when the server stops: streams of events end
 	Presigner  Presigner              // nil where slides are kept in a folder
+	Gate       Gate                   // nil: nobody is asked, for a server that only this machine reaches
+	Auditor    Auditor                // nil: writes are not written down
+	Repeats    Repeats                // nil: an Idempotency-Key is passed over
+	Rate       int                    // requests a minute of one client; 0 is no limit
 	Collectors []prometheus.Collector // shown at /metrics beside the API's own
 	MaxUpload  int64                  // bytes; 0 means DefaultMaxUpload
 	Quiet      time.Duration          // silence after which a client that sends an upload loses its turn; 0 means five seconds
@@ -120,11 +124,11 @@ func New(cfg Config) (http.Handler, error) {
 	}
 
 	router := chi.NewRouter()
-	router.Use(observe(cfg.Log, m), sameOrigin, wellFormedQuery, middleware.GetHead)
+	s := &server{cfg: cfg, metrics: m}
+	router.Use(observe(cfg.Log, m), sameOrigin, wellFormedQuery, admit(cfg.Gate), limitRate(cfg.Rate), audit(s), repeats(s), middleware.GetHead)
 	router.NotFound(noRoute)
 	router.MethodNotAllowed(wrongMethod(router))
-
-	s := &server{cfg: cfg, metrics: m, api: humachi.New(router, contract())}
+	s.api = humachi.New(router, contract())
 	s.slideRoutes()
 	s.deepZoomRoutes()
 	s.uploadRoute()
@@ -145,6 +149,8 @@ func New(cfg Config) (http.Handler, error) {
 	if err := pageRoutes(router); err != nil {
 		return nil, &coverslip.Error{Kind: coverslip.Internal, Op: "set up the pages", Err: err}
 	}
+	s.signIn(router)
+	documentAccess(s.api, cfg.Gate)
 	spec, err := s.api.OpenAPI().MarshalJSON()
 	if err != nil {
 		return nil, &coverslip.Error{Kind: coverslip.Internal, Op: "write the contract", Err: err}

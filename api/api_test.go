@@ -280,6 +280,9 @@ func TestEveryAnswerOfTheContract(t *testing.T) {
 				t.Errorf("%s %s has no summary", method, path)
 			}
 			for status, resp := range op.Responses.Map() {
+				if status == "401" || status == "429" { // TestNobodyGetsInWithoutAKey, TestWhoAsksTooOftenWaits
+					continue
+				}
 				if !s.seen[method+" "+path+" "+status] {
 					t.Errorf("the contract promises %s %s %s, which nothing made happen", method, path, status)
 				}

@@ -82,6 +82,7 @@ func serve(next http.Handler, w middleware.WrapResponseWriter, r *http.Request) 
 type record struct {
 	id    string
 	slide coverslip.SlideID
+	who   string // the name of a key or token, never itself
 	err   error
 }
 
@@ -99,6 +100,9 @@ func (rec *record) attrs(attrs ...slog.Attr) []slog.Attr {
 	attrs = append(attrs, slog.String("request_id", rec.id))
 	if rec.slide != "" {
 		attrs = append(attrs, slog.String("slide", string(rec.slide)))
+	}
+	if rec.who != "" {
+		attrs = append(attrs, slog.String("who", rec.who))
 	}
 	if rec.err != nil {
 		attrs = append(attrs, slog.String("err", rec.err.Error()))

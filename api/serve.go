@@ -11,7 +11,7 @@ import (
 	"coverslip"
 )
 
-// DefaultAddr is loopback: there is no sign-in, so who reaches the port may do everything.
+// DefaultAddr is loopback, where nobody is asked for a key.
 const DefaultAddr = "127.0.0.1:8080"
 
 // shutdownGrace is what requests under way get to finish in, within the ten seconds that

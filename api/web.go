@@ -20,6 +20,9 @@ var pages embed.FS
 // viewerPolicy lets the viewer's page load nothing from elsewhere. OpenSeadragon sets styles of its own.
 const viewerPolicy = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 
+// pagePolicy lets a page load nothing from elsewhere, and send forms nowhere else.
+const pagePolicy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+
 // pageRoutes are the viewer of a slide and the files it consists of.
 func pageRoutes(router chi.Router) error {
 	entries, err := pages.ReadDir("web")

@@ -19,7 +19,9 @@ const rateOver = 15 * time.Minute
 func (q queries) Progress(ctx context.Context, cohort string) (coverslip.Progress, error) {
 	const op = "look at the progress"
 	p := coverslip.Progress{Cohort: cohort, States: map[coverslip.State]int{}, Failed: []coverslip.Failures{}}
-	wrap := func(err error) (coverslip.Progress, error) { return p, coverslip.At("cohort "+cohort, pgerr.Wrap(op, err)) }
+	wrap := func(err error) (coverslip.Progress, error) {
+		return p, coverslip.At("cohort "+cohort, pgerr.Wrap(op, err))
+	}
 	var state coverslip.State
 	var kind coverslip.Kind
 	var n, late int

@@ -48,6 +48,7 @@ type cli struct {
 	Serve   serveCmd   `cmd:"" group:"Serve" help:"Run the API alone, for a fleet (DATABASE_URL, BLOB_URL)."`
 	Work    workCmd    `cmd:"" group:"Serve" help:"Run workers alone, for a fleet (DATABASE_URL, BLOB_URL)."`
 	Migrate migrateCmd `cmd:"" group:"Serve" help:"Bring the database to the schema of this version."`
+	Keys    keysCmd    `cmd:"" group:"Serve" help:"Make, list and revoke API keys; show who changed what."`
 
 	Tiles   tilesCmd   `cmd:"" group:"Slides" help:"Find tissue and cut a slide into tiles. Needs no database."`
 	Ingest  ingestCmd  `cmd:"" group:"Slides" help:"Register slides where they lie, encode and embed them."`

@@ -42,6 +42,7 @@ func (c *upCmd) Run(e *env) error {
 // serverFlags are those of up and serve alike.
 type serverFlags struct {
 	uploadFlags
+	accessFlags
 }
 
 type serveCmd struct {
@@ -114,6 +115,10 @@ func (p *platform) serve(e *env, in *ingest.Ingest, addr string, flags serverFla
 		Slides: slidesOf{in}, Cohorts: cohortsOf{p.DB, in, places}, Jobs: jobsOf{jobs}, Stopping: e.Done(), Searcher: searcher{in, engine}, Embedder: embeds, Uploader: uploader{in}, Thumbnailer: thumbnailer{in, make(chan struct{}, runtime.GOMAXPROCS(0))},
 		Resumable: resumable{uploads}, Registrar: places,
 		DeepZoomer: tiles, Ready: p.ready, MaxUpload: flags.MaxUpload << 30, Log: e.log, Collectors: collectors(p.DB),
+	}
+	config.Auditor, config.Repeats, config.Rate = auditor{p.DB}, repeats{p.DB}, flags.Rate
+	if config.Gate, err = flags.gate(e, p.DB, addr); err != nil {
+		return err
 	}
 	if direct := ingest.NewPresigned(in, flags.MaxUploads); direct != nil {
 		config.Presigner = presigner{direct}
