@@ -193,7 +193,7 @@ func number[T int | float64](c *checker, what string, value *T, paper T) {
 		*value = paper
 	case paper == 0:
 		c.fail(fmt.Sprintf("%s has no %s", c.name, what), "leave it out")
-	case !(*value > 0):
+	case *value <= 0 || *value != *value: // NaN
 		c.fail(fmt.Sprintf("a %s of %v", what, *value), "it must be above zero")
 	}
 }
@@ -214,7 +214,7 @@ func (b Batch) view(v int) []int32 { return span(v*b.Slides, (v+1)*b.Slides) }
 func span(from, to int) []int32 {
 	at := make([]int32, to-from)
 	for i := range at {
-		at[i] = int32(from + i)
+		at[i] = int32(from + i) //nolint:gosec // rows of a batch
 	}
 	return at
 }

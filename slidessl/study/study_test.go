@@ -308,6 +308,13 @@ func TestShippedStudiesAreWhole(t *testing.T) {
 				t.Errorf("%s does not say what it is", file)
 			}
 			t.Logf("quick %v: %s", quick, p.Describe(2))
+			var seconds float64
+			for _, c := range p.Counts() {
+				seconds += c.Seconds
+			}
+			if quick && seconds/2 > 30*60 {
+				t.Errorf("%s: --quick takes %.0f minutes on two cores", file, seconds/120)
+			}
 		}
 	}
 }
