@@ -138,7 +138,10 @@ const versionMark = "#version="
 func source(ctx context.Context, file string) (io.ReadCloser, error) {
 	if remote.Is(file) {
 		object, err := remote.Open(ctx, file)
-		return &objectReader{Object: object, ctx: ctx}, err
+		if err != nil {
+			return nil, err
+		}
+		return newObjectReader(ctx, object), nil
 	}
 	f, err := os.Open(file)
 	if err != nil {
@@ -147,26 +150,65 @@ func source(ctx context.Context, file string) (io.ReadCloser, error) {
 	return f, nil
 }
 
-// objectReader reads a remote object from its first byte to its last.
+// objectReader reads a remote object from its first byte to its last, a few pieces at once: one connection
+// to a bucket is slower than the line.
 type objectReader struct {
 	*remote.Object
-	ctx context.Context // of the one who reads it to its end
-	at  int64
+	ctx   context.Context // of the one who reads it to its end; Close ends it
+	close context.CancelFunc
+
+	next   int64 // where the next piece begins
+	coming []chan piece
+	left   []byte // of the piece at hand
+}
+
+type piece struct {
+	bytes []byte
+	err   error
+}
+
+const (
+	pieceSize    = 4 << 20
+	piecesAtOnce = 4
+)
+
+func newObjectReader(ctx context.Context, object *remote.Object) *objectReader {
+	r := &objectReader{Object: object}
+	r.ctx, r.close = context.WithCancel(ctx)
+	return r
 }
 
 func (r *objectReader) Read(p []byte) (int, error) {
-	n := int(min(int64(len(p)), r.Size()-r.at))
-	if n == 0 {
-		return 0, io.EOF
+	for len(r.coming) < piecesAtOnce && r.next < r.Size() {
+		buf, at, come := make([]byte, min(pieceSize, r.Size()-r.next)), r.next, make(chan piece, 1)
+		go func() { come <- piece{buf, r.ReadRange(r.ctx, buf, at)} }() // ends with r.ctx
+		r.coming, r.next = append(r.coming, come), r.next+int64(len(buf))
 	}
-	if err := r.ReadRange(r.ctx, p[:n], r.at); err != nil {
-		return 0, err
+	if len(r.left) == 0 {
+		if len(r.coming) == 0 {
+			return 0, io.EOF
+		}
+		got := <-r.coming[0]
+		r.coming = r.coming[1:]
+		if got.err != nil {
+			return 0, got.err
+		}
+		r.left = got.bytes
 	}
-	r.at += int64(n)
+	n := copy(p, r.left)
+	r.left = r.left[n:]
 	return n, nil
 }
 
-func (r *objectReader) Close() error { return nil }
+// Close waits for what is still coming.
+func (r *objectReader) Close() error {
+	r.close()
+	for _, come := range r.coming {
+		<-come
+	}
+	r.coming = nil
+	return nil
+}
 
 // register writes the row and, in the same transaction, the job.
 func (in *Ingest) register(ctx context.Context, slide coverslip.Slide, mppOfSlide float64) (Outcome, error) {
