@@ -46,7 +46,7 @@ func TestEmbeddingsAreJudgedByWhatIsInThem(t *testing.T) {
 	knn.Kind, knn.K = "knn", 9
 	for _, classes := range []int{2, 3} {
 		for _, e := range []Evaluation{probe, knn} {
-			clear, err := Judge(e, slidesOf(120, classes, 9, 1))
+			plain, err := Judge(e, slidesOf(120, classes, 9, 1))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -55,7 +55,7 @@ func TestEmbeddingsAreJudgedByWhatIsInThem(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, name := range []string{"auc", "balanced_accuracy"} {
-				c, n := meanOf(clear, name, "all")
+				c, n := meanOf(plain, name, "all")
 				v, _ := meanOf(noise, name, "all")
 				chance := map[string]float64{"auc": 0.5, "balanced_accuracy": 1 / float64(classes)}[name]
 				if n != 5 || c < 0.99 || math.Abs(v-chance) > 0.15 {

@@ -99,7 +99,7 @@ func (s *Seeds) UnmarshalYAML(n *yaml.Node) error {
 	}
 	*s = nil
 	for i := range count {
-		*s = append(*s, uint64(i+1)) //nolint:gosec // a small number
+		*s = append(*s, uint64(i+1))
 	}
 	return nil
 }

@@ -189,7 +189,7 @@ func TestWhatIsThereIsNotCounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	before, after := p.Counts(), again.Counts()
-	if after[0].There != 1 || after[1].There != 1 || !(after[0].Bytes == before[0].Bytes/2) || !(after[1].Seconds < before[1].Seconds) {
+	if after[0].There != 1 || after[1].There != 1 || after[0].Bytes != before[0].Bytes/2 || after[1].Seconds >= before[1].Seconds {
 		t.Errorf("%+v\n%+v", before, after)
 	}
 	// 200 slides × 25 views × 256 tiles × 1280 numbers of 4 bytes, for one of two augmentations.
@@ -205,11 +205,11 @@ func TestWhatIsThereIsNotCounted(t *testing.T) {
 }
 
 func TestWrongStudiesAreRefusedWithARemedy(t *testing.T) {
-	with := func(old, new string) string {
+	with := func(old, instead string) string {
 		if !strings.Contains(good, old) {
 			t.Fatalf("no %q", old)
 		}
-		return strings.Replace(good, old, new, 1)
+		return strings.Replace(good, old, instead, 1)
 	}
 	many := ""
 	for i := range 20 {
