@@ -27,7 +27,7 @@ test: ## vet and all tests with the race detector (under 10 minutes on 2 cores)
 	@./setup.sh test
 	go test -race -vet=all ./...
 
-test-full: .tools/versitygw ## the same with a real S3 server and the slow suites
+test-full: .tools/versitygw .tools/schemathesis/bin/schemathesis ## the same with a real S3 server and the slow suites
 	@./setup.sh test
 	COVERSLIP_FULL=1 go test -race -vet=all -timeout 60m ./...
 
@@ -75,6 +75,11 @@ clean: ## remove what was built and fetched into this folder; system packages st
 .tools/versitygw: internal/tools/versitygw.mod
 	@echo "building the S3 server of the tests (minutes, the first time)"
 	@go build -modfile=$< -o $@ github.com/versity/versitygw/cmd/versitygw && touch $@
+
+.tools/schemathesis/bin/schemathesis: internal/tools/schemathesis-requirements.txt
+	@rm -rf .tools/schemathesis
+	@python3 -m venv --without-pip .tools/schemathesis
+	@python3 -m pip --disable-pip-version-check --python .tools/schemathesis/bin/python install --quiet --root-user-action=ignore -r $< && touch $@
 
 .tools/shellcheck/bin/shellcheck: internal/tools/shellcheck-requirements.txt
 	@rm -rf .tools/shellcheck

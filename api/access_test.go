@@ -58,7 +58,9 @@ func (d *doors) Settle(_ context.Context, who, key string, a *api.Answer) error 
 	return nil
 }
 
-func newDoors() *doors { return &doors{answers: map[string]*api.Answer{}, asked: map[string][32]byte{}} }
+func newDoors() *doors {
+	return &doors{answers: map[string]*api.Answer{}, asked: map[string][32]byte{}}
+}
 
 func TestNobodyGetsInWithoutAKey(t *testing.T) {
 	d := newDoors()

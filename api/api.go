@@ -149,6 +149,11 @@ func New(cfg Config) (http.Handler, error) {
 	if err := pageRoutes(router); err != nil {
 		return nil, &coverslip.Error{Kind: coverslip.Internal, Op: "set up the pages", Err: err}
 	}
+	for _, path := range []string{"/v1/slides/register", uploadsPath + "/presigned"} { // verbs, where ids would stand
+		for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodPatch, http.MethodDelete} {
+			router.MethodFunc(method, path, onlyPost)
+		}
+	}
 	s.signIn(router)
 	documentAccess(s.api, cfg.Gate)
 	spec, err := s.api.OpenAPI().MarshalJSON()

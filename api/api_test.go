@@ -356,7 +356,11 @@ func TestListPagesMeetEverySlideOnce(t *testing.T) {
 	pages := func(query string) (ids []string, n int) {
 		next := ""
 		for {
-			l := decode[list](t, s.want(200, "GET", "/v1/slides?"+query+"&cursor="+next, nil))
+			target := "/v1/slides?" + query
+			if next != "" {
+				target += "&cursor=" + next
+			}
+			l := decode[list](t, s.want(200, "GET", target, nil))
 			for _, sl := range l.Slides {
 				ids = append(ids, strings.TrimLeft(string(sl.ID), "0"))
 			}

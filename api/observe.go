@@ -10,7 +10,9 @@ import (
 	"net/url"
 	"regexp"
 	"runtime/debug"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"coverslip"
@@ -150,9 +152,15 @@ func sameOrigin(next http.Handler) http.Handler {
 // as absent and a resolution would be lost without a word.
 func wellFormedQuery(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if _, err := url.ParseQuery(r.URL.RawQuery); err != nil {
+		query, err := url.ParseQuery(r.URL.RawQuery)
+		for name, values := range query { // huma takes an empty one for absent
+			if err == nil && slices.Contains(values, "") && strings.HasPrefix(r.URL.Path, "/v1/") {
+				err = fmt.Errorf("%.100q is empty", name)
+			}
+		}
+		if err != nil {
 			problemOf(r.Context(), &coverslip.Error{Kind: coverslip.Invalid, Op: "read the query", Err: err,
-				Hint: "percent-encode the parameters"}).write(w)
+				Hint: "percent-encode the parameters, and leave out those without a value"}).write(w)
 			return
 		}
 		next.ServeHTTP(w, r)

@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"math"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -152,17 +155,39 @@ func noRoute(w http.ResponseWriter, r *http.Request) {
 
 func wrongMethod(routes chi.Routes) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v1/slides/register" || r.URL.Path == uploadsPath+"/presigned" {
+			onlyPost(w, r)
+			return
+		}
+		allowed, fewest := map[string]string{}, math.MaxInt // the pattern by the method; the least general counts
 		for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodPatch, http.MethodDelete} {
-			if routes.Match(chi.NewRouteContext(), m, r.URL.Path) {
-				w.Header().Add("Allow", m)
-				if m == http.MethodGet {
-					w.Header().Add("Allow", http.MethodHead)
-				}
+			match := chi.NewRouteContext()
+			if routes.Match(match, m, r.URL.Path) {
+				allowed[m] = match.RoutePattern()
+				fewest = min(fewest, strings.Count(allowed[m], "{"))
 			}
 		}
-		p := problemOf(r.Context(), &coverslip.Error{Kind: coverslip.Invalid, Op: "find the route", Err: errors.New("this address does not take that method"),
-			Hint: "the Allow header says which it takes"})
-		p.Status, p.Title = http.StatusMethodNotAllowed, title(http.StatusMethodNotAllowed)
-		p.write(w)
+		for _, m := range slices.Sorted(maps.Keys(allowed)) {
+			if strings.Count(allowed[m], "{") > fewest {
+				continue
+			}
+			w.Header().Add("Allow", m)
+			if m == http.MethodGet {
+				w.Header().Add("Allow", http.MethodHead)
+			}
+		}
+		refuseMethod(w, r)
 	}
+}
+
+func refuseMethod(w http.ResponseWriter, r *http.Request) {
+	p := problemOf(r.Context(), &coverslip.Error{Kind: coverslip.Invalid, Op: "find the route", Err: errors.New("this address does not take that method"),
+		Hint: "the Allow header says which it takes"})
+	p.Status, p.Title = http.StatusMethodNotAllowed, title(http.StatusMethodNotAllowed)
+	p.write(w)
+}
+
+func onlyPost(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Allow", http.MethodPost)
+	refuseMethod(w, r)
 }

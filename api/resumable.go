@@ -133,8 +133,8 @@ type presignInput struct {
 	Body struct {
 		Name       string  `json:"name" doc:"What to call the slide" minLength:"1" maxLength:"1024" example:"CMU-1-Small-Region.svs"`
 		Bytes      int64   `json:"bytes" doc:"Length of the file" minimum:"1" example:"1938955"`
-		MPPOfSlide float64 `json:"mpp_of_slide,omitempty" doc:"Resolution of level 0 in µm per pixel, for a slide that does not say it or says it wrongly" exclusiveMinimum:"0" maximum:"100" example:"0.499"`
-		SHA256     string  `json:"sha256,omitempty" doc:"SHA-256 of the file, to be checked against what arrives" pattern:"^[0-9a-f]{64}$" example:"ed92d5a9f2e86df67640d6f92ce3e231419ce127131697fbbce42ad5e002c8a7"`
+		MPPOfSlide float64 `json:"mpp_of_slide,omitempty" nullable:"true" doc:"Resolution of level 0 in µm per pixel, for a slide that does not say it or says it wrongly" exclusiveMinimum:"0" maximum:"100" example:"0.499"`
+		SHA256     string  `json:"sha256,omitempty" nullable:"true" doc:"SHA-256 of the file, to be checked against what arrives" pattern:"^[0-9a-f]{64}$" example:"ed92d5a9f2e86df67640d6f92ce3e231419ce127131697fbbce42ad5e002c8a7"`
 	}
 }
 
@@ -191,7 +191,7 @@ func (s *server) abortUpload(ctx context.Context, in *OneUpload) (*struct{}, err
 type registerInput struct {
 	Body struct {
 		Location   string  `json:"location" doc:"Where the slide lies: s3://bucket/key, or an absolute path on the server" minLength:"1" maxLength:"4096" example:"s3://slides/CMU-1-Small-Region.svs"`
-		MPPOfSlide float64 `json:"mpp_of_slide,omitempty" doc:"Resolution of level 0 in µm per pixel, for a slide that does not say it or says it wrongly" exclusiveMinimum:"0" maximum:"100" example:"0.499"`
+		MPPOfSlide float64 `json:"mpp_of_slide,omitempty" nullable:"true" doc:"Resolution of level 0 in µm per pixel, for a slide that does not say it or says it wrongly" exclusiveMinimum:"0" maximum:"100" example:"0.499"`
 	}
 }
 

@@ -87,19 +87,19 @@ func (s *server) searchRoutes() {
 type searchInput struct {
 	Body struct {
 		Queries            []queryView `json:"queries" nullable:"false" minItems:"1" maxItems:"100" doc:"What to find neighbours of"`
-		K                  int         `json:"k,omitempty" minimum:"1" maximum:"1000" default:"10" doc:"How many neighbours of each, on a page"`
-		Encoder            string      `json:"encoder,omitempty" maxLength:"200" doc:"Embeddings under this encoder; the server's own when absent" example:"efficientnet-lite0"`
-		Aggregator         string      `json:"aggregator,omitempty" maxLength:"200" doc:"Embeddings under this aggregator; the server's own when absent" example:"mean"`
+		K                  int         `json:"k,omitempty" nullable:"true" minimum:"1" maximum:"1000" default:"10" doc:"How many neighbours of each, on a page"`
+		Encoder            string      `json:"encoder,omitempty" nullable:"true" maxLength:"200" doc:"Embeddings under this encoder; the server's own when absent" example:"efficientnet-lite0"`
+		Aggregator         string      `json:"aggregator,omitempty" nullable:"true" maxLength:"200" doc:"Embeddings under this aggregator; the server's own when absent" example:"mean"`
 		Where              *whereView  `json:"where,omitempty" doc:"Only slides that fit all of it"`
-		ExcludeSamePatient bool        `json:"exclude_same_patient,omitempty" doc:"Leave out slides of the patient of the slide that is asked about"`
+		ExcludeSamePatient bool        `json:"exclude_same_patient,omitempty" nullable:"true" doc:"Leave out slides of the patient of the slide that is asked about"`
 		ExcludePatients    []string    `json:"exclude_patients,omitempty" nullable:"false" maxItems:"10000" doc:"Leave out slides of these patients"`
-		Vote               string      `json:"vote,omitempty" maxLength:"200" doc:"Label of which the neighbours' most frequent value is wanted" example:"subtype"`
-		Cursor             string      `json:"cursor,omitempty" maxLength:"400" doc:"The next member of the same query's page before; only with one query"`
+		Vote               string      `json:"vote,omitempty" nullable:"true" maxLength:"200" doc:"Label of which the neighbours' most frequent value is wanted" example:"subtype"`
+		Cursor             string      `json:"cursor,omitempty" nullable:"true" maxLength:"400" doc:"The next member of the same query's page before; only with one query"`
 	}
 }
 
 type queryView struct {
-	Slide  string      `json:"slide,omitempty" pattern:"^[0-9a-f]{6,64}$" doc:"A slide's id, or at least its first six hexadecimal digits" example:"ed92d5a9f2e8"`
+	Slide  string      `json:"slide,omitempty" nullable:"true" pattern:"^[0-9a-f]{6,64}$" doc:"A slide's id, or at least its first six hexadecimal digits" example:"ed92d5a9f2e8"`
 	Region *regionView `json:"region,omitempty" doc:"Of that slide only this part"`
 	Vector []float32   `json:"vector,omitempty" nullable:"false" minItems:"1" maxItems:"65536" doc:"An embedding, in place of a slide; its norm does not matter"`
 }
@@ -112,7 +112,7 @@ type regionView struct {
 }
 
 type whereView struct {
-	Cohort  string            `json:"cohort,omitempty" maxLength:"200" doc:"In this cohort" example:"brca"`
+	Cohort  string            `json:"cohort,omitempty" nullable:"true" maxLength:"200" doc:"In this cohort" example:"brca"`
 	Site    []string          `json:"site,omitempty" nullable:"false" maxItems:"10000" doc:"From one of these sites"`
 	Patient []string          `json:"patient,omitempty" nullable:"false" maxItems:"10000" doc:"Of one of these patients"`
 	Labels  map[string]string `json:"labels,omitempty" doc:"With these values of label columns, as they stand in a file"`
