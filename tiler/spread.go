@@ -9,10 +9,12 @@ import (
 )
 
 // Spread returns the tiles in an order that any first n of are spread evenly over all: sorted along a
-// Hilbert curve, then drawn by a van der Corput sequence with a random digital shift. Tiles next to
-// each other look alike, so such a sample of n says more of the slide than n independent draws (He
-// and Owen, Extensible grids: uniform sampling on a space filling curve, JRSS B 78, 2016). Equal
-// seeds give equal orders; the order of the given tiles does not count.
+// Hilbert curve, then drawn by a van der Corput sequence, scrambled. Tiles next to each other look alike, so
+// such a sample of n says more of the slide than n independent draws (He and Owen, Extensible grids: uniform
+// sampling on a space filling curve, JRSS B 78, 2016). Scrambled, the first 2^k are one random tile from
+// each of 2^k equal stretches of the curve, which is never worse than independent draws, whatever repeats
+// on the slide; only shifted, they would be every so many-th. Equal seeds give equal orders; the order of
+// the given tiles does not count.
 func Spread(tiles []coverslip.Tile, seed uint64) []coverslip.Tile {
 	n := len(tiles)
 	if n < 2 {
@@ -20,17 +22,35 @@ func Spread(tiles []coverslip.Tile, seed uint64) []coverslip.Tile {
 	}
 	along := AlongCurve(tiles)
 	digits := bits.Len(uint(n - 1)) // 2^digits ≥ n, so that every place on the curve is met
-	shift := seed * 0x9e3779b97f4a7c15 >> (64 - digits)
+	key := mix(seed)
 	out := make([]coverslip.Tile, 0, n)
 	taken := make([]bool, n)
 	for i := range uint64(1) << digits {
-		place := int((bits.Reverse64(i)>>(64-digits) ^ shift) * uint64(n) >> digits) //nolint:gosec // below n
+		place := int(scrambled(bits.Reverse64(i)>>(64-digits), digits, key) * uint64(n) >> digits) //nolint:gosec // below n
 		if !taken[place] {
 			taken[place] = true
 			out = append(out, tiles[along[place]])
 		}
 	}
 	return out
+}
+
+// scrambled flips each bit of v at random, but alike for all numbers with the same bits before it (Owen,
+// Randomly permuted (t,m,s)-nets and (t,s)-sequences, 1995).
+func scrambled(v uint64, digits int, key uint64) (out uint64) {
+	for b := digits - 1; b >= 0; b-- {
+		before := v>>(b+1) | 1<<(digits-1-b) // the one in front tells their number
+		out |= (v>>b&1 ^ mix(key^before)>>63) << b
+	}
+	return out
+}
+
+// mix is the hash of SplitMix64 (Steele, Lea and Flood 2014).
+func mix(z uint64) uint64 {
+	z += 0x9e3779b97f4a7c15
+	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
+	z = (z ^ z>>27) * 0x94d049bb133111eb
+	return z ^ z>>31
 }
 
 // AlongCurve returns the indices of tiles in their order along a Hilbert curve: neighbours in it are

@@ -31,7 +31,7 @@ import (
 type benchBudgetCmd struct {
 	Slide  string `arg:"" optional:"" help:"The slide; without one, the one in testdata laid 12 × 12 beside itself."`
 	Centre string `placeholder:"DIR" help:"Folder of tiles of other slides (.jpg, .png), whose mean is taken off before embeddings are compared: raw cosine flatters."`
-	Draws  int    `default:"50" help:"Seeds of each (${default})."`
+	Draws  int    `default:"400" help:"Seeds of each (${default})."`
 	Plot   string `placeholder:"FILE" help:"Draw the curves (.png or .svg)."`
 }
 

@@ -126,7 +126,7 @@ func (c *benchEncodeCmd) measure(e *env, name string) error {
 			return err
 		}
 	}
-	return (&benchBudgetCmd{Slide: c.Slide, Centre: c.Centre, Draws: 50}).measure(e, enc, name)
+	return (&benchBudgetCmd{Slide: c.Slide, Centre: c.Centre, Draws: 400}).measure(e, enc, name)
 }
 
 // peers starts PyTorch twice: over ready tiles, and over the slide.
