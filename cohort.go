@@ -60,10 +60,10 @@ func LabelText(v any) string {
 
 // Progress is how far the slides of a cohort are.
 type Progress struct {
-	Cohort string                  `json:"cohort"`
-	Slides int                     `json:"slides"`
+	Cohort string        `json:"cohort"`
+	Slides int           `json:"slides"`
 	States map[State]int `json:"states"` // only those that have any
-	Failed []Failures              `json:"failed"` // by kind, the most frequent first
+	Failed []Failures    `json:"failed"` // by kind, the most frequent first
 	// PerHour is how many slides were done in an hour, of late; 0 where too few were to say.
 	PerHour float64 `json:"per_hour"`
 	// SecondsLeft is how long the slides that wait will take at that rate; 0 where it is not known.
@@ -72,9 +72,9 @@ type Progress struct {
 
 // Failures are the slides that failed in one way.
 type Failures struct {
-	Kind    Kind `json:"kind"`
-	Slides  int            `json:"slides"`
-	Example string         `json:"example"` // the reason of one
+	Kind    Kind   `json:"kind"`
+	Slides  int    `json:"slides"`
+	Example string `json:"example"` // the reason of one
 }
 
 // Waiting is how many slides are still to be done.

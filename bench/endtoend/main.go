@@ -88,7 +88,6 @@ type site struct {
 	url  string
 	env  []string // of every process
 	gdc  string   // where the S3 server holds the manifest's files
-	s3   *process
 
 	kills   []kill
 	endings []func()

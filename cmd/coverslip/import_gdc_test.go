@@ -47,15 +47,15 @@ func publishGDC(t *testing.T, n int, put func(key, path string)) gdc {
 	return g
 }
 
-// but is the manifest with old replaced by new.
-func (g gdc) but(t *testing.T, old, new string) string {
+// but is the manifest with one text in place of another.
+func (g gdc) but(t *testing.T, before, after string) string {
 	t.Helper()
 	raw, err := os.ReadFile(g.manifest)
-	if err != nil || !strings.Contains(string(raw), old) {
-		t.Fatalf("%q, %v", old, err)
+	if err != nil || !strings.Contains(string(raw), before) {
+		t.Fatalf("%q, %v", before, err)
 	}
 	path := filepath.Join(t.TempDir(), "other.txt")
-	if err := os.WriteFile(path, []byte(strings.ReplaceAll(string(raw), old, new)), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(strings.ReplaceAll(string(raw), before, after)), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return path

@@ -36,7 +36,9 @@ type Manifest struct {
 var SlideSuffixes = []string{".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif", ".vms"}
 
 // IsSlide reports whether a file's name ends as those of slides do.
-func IsSlide(name string) bool { return slices.Contains(SlideSuffixes, strings.ToLower(path.Ext(name))) }
+func IsSlide(name string) bool {
+	return slices.Contains(SlideSuffixes, strings.ToLower(path.Ext(name)))
+}
 
 // The states of the GDC in which a file can be had.
 var states = []string{"released", "live", "submitted", "validated", ""}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -100,7 +101,8 @@ func TestALivingWorkerKeepsItsJob(t *testing.T) {
 		fatal(t, b.db.Pool().QueryRow(t.Context(), `select beat from leases where job = $1`, job).Scan(&n))
 		return n
 	}
-	for beats() < 12 { // three times its patience
+	for n := beats(); n < 12; n = beats() { // three times its patience
+		runtime.Gosched()
 	}
 	close(finish)
 	b.until(id, is(coverslip.Embedded))

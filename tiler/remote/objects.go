@@ -70,7 +70,7 @@ func Reachable(ctx context.Context, address string) error {
 			return err
 		}
 		// The answer to HEAD has no words: a bucket that is not there looks like an object that is not.
-		if there, e := core.Client.BucketExists(ctx, u.Host); e == nil && !there {
+		if there, e := core.BucketExists(ctx, u.Host); e == nil && !there {
 			return &coverslip.Error{Kind: coverslip.NotFound, Op: "look for the bucket", Path: "s3://" + u.Host, Err: errNoBucket, Hint: "check the name of the bucket, and the endpoint"}
 		}
 		return err
