@@ -145,7 +145,7 @@ func New(cfg Config) (http.Handler, error) {
 	}
 	s.healthRoutes()
 	s.metricsRoute(router)
-	router.Get("/", index)
+	s.homeRoutes(router)
 	if err := pageRoutes(router); err != nil {
 		return nil, &coverslip.Error{Kind: coverslip.Internal, Op: "set up the pages", Err: err}
 	}
@@ -171,13 +171,4 @@ type server struct {
 	cfg     Config
 	metrics *metrics
 	api     huma.API
-}
-
-func index(w http.ResponseWriter, _ *http.Request) {
-	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	_, _ = io.WriteString(w, `<!doctype html><title>Coverslip</title>
-<p>Coverslip turns whole-slide images into slide embeddings.
-<p><a href="/v1/slides">slides</a> · <a href="/openapi.json">contract</a> · <a href="/readyz">ready?</a> · <a href="/metrics">metrics</a>
-<pre>curl -T slide.svs -X POST -H 'Content-Type: application/octet-stream' 'http://HOST/v1/slides?name=slide.svs'</pre>
-`)
 }

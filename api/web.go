@@ -30,6 +30,9 @@ func pageRoutes(router chi.Router) error {
 		return err
 	}
 	for _, e := range entries {
+		if e.Name() == "index.html" || e.Name() == "slide.html" { // see homeRoutes
+			continue
+		}
 		content, err := pages.ReadFile("web/" + e.Name())
 		if err != nil {
 			return err
