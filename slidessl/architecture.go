@@ -22,7 +22,9 @@ type Architecture struct {
 	// Kind is the body:
 	//   - sparse: two blocks of sparse convolutions over the map of tiles (Giga-SSL, arXiv 2212.03273);
 	//   - mlp: residual blocks h + W·ReLU(BN(V·h)) on each tile for itself, no map;
-	//   - attention: the same, and a readout weighted by gated attention (Ilse et al., arXiv 1802.04712).
+	//   - local: the same on each tile beside the mean of its place and the eight around it, in two and one third
+	//     of Width: how tissue is arranged shows in how that mean varies;
+	//   - attention: as mlp, and a readout weighted by gated attention (Ilse et al., arXiv 1802.04712).
 	Kind  string `json:"kind" yaml:"kind"`
 	Input int    `json:"input" yaml:"input,omitempty"` // length of the encoder's features
 	// Stem is the width behind the stem of sparse; 0 leaves features as they are. That of the others is Width.
@@ -45,6 +47,8 @@ func DefaultArchitecture(kind string, input int) Architecture {
 		}
 	case "mlp":
 		a.Blocks = 1
+	case "local":
+		a.Blocks, a.Width = 1, 384
 	case "attention":
 		a.Blocks, a.Heads = 1, 4
 	}
@@ -53,7 +57,7 @@ func DefaultArchitecture(kind string, input int) Architecture {
 
 // Kinds and readouts there are.
 var (
-	Kinds    = []string{"sparse", "mlp", "attention"}
+	Kinds    = []string{"mlp", "local", "attention", "sparse"}
 	Readouts = []string{"mean", "mean+sd"}
 )
 
@@ -71,6 +75,8 @@ func (a Architecture) Check() error {
 		return bad("widths of %d, %d and %d", a.Input, a.Stem, a.Width)
 	case a.Kind != "sparse" && (a.Blocks < 0 || a.Blocks > 64):
 		return bad("%d blocks", a.Blocks)
+	case a.Kind == "local" && a.Width%3 != 0:
+		return bad("a width of %d, which has no thirds", a.Width)
 	case a.Kind == "attention" && (a.Heads < 1 || a.Heads > 256 || a.Heads > a.Width):
 		return bad("%d heads", a.Heads)
 	}
@@ -93,12 +99,13 @@ func (a Architecture) Dim() int {
 type Network struct {
 	Architecture Architecture
 
-	mean, scale *nn.Param // of the encoder's features, fixed
-	stem        *nn.Dense // nil without one
-	sparse      *sparse.Network
-	blocks      []mlpBlock
-	gate        *nn.Dense // [width, 2·hidden]
-	heads       *nn.Dense
+	mean, scale       *nn.Param // of the encoder's features, fixed
+	outMean, outScale *nn.Param // of what it gives for whole slides, fixed: see standardise
+	stem              *nn.Dense // nil without one
+	sparse            *sparse.Network
+	blocks            []mlpBlock
+	gate              *nn.Dense // [width, 2·hidden]
+	heads             *nn.Dense
 }
 
 type mlpBlock struct {
@@ -108,8 +115,11 @@ type mlpBlock struct {
 
 // stem is the width behind the stem, 0 without one.
 func (a Architecture) stem() int {
-	if a.Kind == "sparse" {
+	switch a.Kind {
+	case "sparse":
 		return a.Stem
+	case "local":
+		return a.Width / 3 * 2
 	}
 	return a.Width
 }
@@ -117,9 +127,14 @@ func (a Architecture) stem() int {
 // NewNetwork draws the weights of an architecture that was checked.
 func NewNetwork(a Architecture, rng *rand.Rand) *Network {
 	n := &Network{Architecture: a, mean: nn.NewParam("input.mean", 1, a.Input), scale: nn.NewParam("input.scale", 1, a.Input)}
-	n.mean.Fixed, n.scale.Fixed = true, true
-	for i := range n.scale.Value {
-		n.scale.Value[i] = 1
+	n.outMean, n.outScale = nn.NewParam("output.mean", 1, a.Dim()), nn.NewParam("output.scale", 1, a.Dim())
+	for _, p := range []*nn.Param{n.mean, n.scale, n.outMean, n.outScale} {
+		p.Fixed = true
+	}
+	for _, p := range []*nn.Param{n.scale, n.outScale} {
+		for i := range p.Value {
+			p.Value[i] = 1
+		}
 	}
 	in := a.Input
 	if to := a.stem(); to > 0 {
@@ -146,7 +161,7 @@ func NewNetwork(a Architecture, rng *rand.Rand) *Network {
 
 // Params are all of them, in order.
 func (n *Network) Params() []*nn.Param {
-	all := []*nn.Param{n.mean, n.scale}
+	all := []*nn.Param{n.mean, n.scale, n.outMean, n.outScale}
 	if n.stem != nil {
 		all = append(all, n.stem.Params()...)
 	}
@@ -166,8 +181,9 @@ func (n *Network) Params() []*nn.Param {
 func (n *Network) Forward(g *nn.Graph, b view.Batch) *nn.Node {
 	x, bags := b.X, b.Bags
 	var sites []nn.Site
-	if n.sparse != nil {
+	if n.Architecture.Kind == "sparse" || n.Architecture.Kind == "local" {
 		x, sites = sparse.Merge(b)
+		bags = nn.BagsOf(sites, len(b.Bags)-1)
 	}
 	h := n.standardised(g, x)
 	if n.stem != nil {
@@ -176,6 +192,9 @@ func (n *Network) Forward(g *nn.Graph, b view.Batch) *nn.Node {
 	if n.sparse != nil {
 		h, bags = n.sparse.Forward(h, sites, len(b.Bags)-1)
 		return n.read(h, bags)
+	}
+	if n.Architecture.Kind == "local" {
+		h = nn.Beside(h, sparse.Around(nn.Columns(h, 0, n.Architecture.Width/3), sites))
 	}
 	for _, b := range n.blocks {
 		h = nn.Add(h, b.out.Apply(b.norm.Apply(b.in.Apply(h), nil, true)))

@@ -22,6 +22,48 @@ type Reading struct {
 
 // Embed is the embedding of a slide of src, [Dim], of length one. Equal arguments give equal bits.
 func (t *Trained) Embed(ctx context.Context, mem *nn.Memory, src Source, slide int, r Reading, tap string) ([]float32, error) {
+	sum, err := t.sum(ctx, mem, src, slide, r, tap)
+	if err != nil {
+		return nil, err
+	}
+	return t.finish(sum, max(r.Views, 1), src.Name(slide), tap)
+}
+
+// standardSlides and standardViews bound what the output's mean and deviation are found from.
+const standardSlides, standardViews = 2048, 20
+
+// standardise finds the mean and deviation of each number of the output over slides that were trained on, so
+// that embeddings can be brought to mean 0 and deviation 1: else the few directions in which slides differ
+// most drown what a probe or a search could use. Labels are not needed for it.
+func (t *Trained) standardise(ctx context.Context, mem *nn.Memory, src Source, slides []int) error {
+	d := t.Settings.Architecture.Dim()
+	mean, square := make([]float64, d), make([]float64, d)
+	slides = slides[:min(len(slides), standardSlides)]
+	for _, slide := range slides {
+		sum, err := t.sum(ctx, mem, src, slide, Reading{Views: standardViews, View: t.Settings.View, Seed: 2}, "")
+		if err != nil {
+			return err
+		}
+		for k, v := range sum {
+			v /= standardViews
+			mean[k] += v / float64(len(slides))
+			square[k] += v * v / float64(len(slides))
+		}
+	}
+	var typical float64
+	for k := range mean {
+		square[k] = max(square[k]-mean[k]*mean[k], 0)
+		typical += square[k] / float64(d)
+	}
+	for k := range mean { // what hardly varies is not blown up
+		t.Network.outMean.Value[k] = float32(mean[k])
+		t.Network.outScale.Value[k] = float32(1 / math.Sqrt(max(square[k], typical/1000, 1e-12)))
+	}
+	return nil
+}
+
+// sum adds up the output over the views of a slide.
+func (t *Trained) sum(ctx context.Context, mem *nn.Memory, src Source, slide int, r Reading, tap string) ([]float64, error) {
 	rng := rand.New(rand.NewPCG(r.Seed, 0))
 	d := src.Dim()
 	b := view.Batch{Dim: d, Bags: nn.Segments{0}}
@@ -86,14 +128,23 @@ func (t *Trained) Embed(ctx context.Context, mem *nn.Memory, src Source, slide i
 			}
 		}
 	}
+	return sum, nil
+}
+
+// finish makes the embedding of sums over views: their mean, as the training slides' has mean 0 and deviation
+// 1 in every number where it is the aggregator's own, brought to length one.
+func (t *Trained) finish(sum []float64, views int, name, tap string) ([]float32, error) {
 	out := make([]float32, len(sum))
 	var square float64
 	for k := range sum {
-		sum[k] /= float64(max(r.Views, 1))
+		sum[k] /= float64(views)
+		if tap == "" || tap == Backbone {
+			sum[k] = (sum[k] - float64(t.Network.outMean.Value[k])) * float64(t.Network.outScale.Value[k])
+		}
 		square += sum[k] * sum[k]
 	}
 	if !(square > 0) || math.IsInf(square, 0) {
-		return nil, &coverslip.Error{Kind: coverslip.Invalid, Op: "embed", Path: src.Name(slide), Err: fmt.Errorf("the embedding has length %g", math.Sqrt(square)),
+		return nil, &coverslip.Error{Kind: coverslip.Invalid, Op: "embed", Path: name, Err: fmt.Errorf("the embedding has length %g", math.Sqrt(square)),
 			Hint: "the features or the aggregator hold NaN, infinities or zeros; coverslip models verify"}
 	}
 	for k, v := range sum {

@@ -49,7 +49,7 @@ func TestParityWithPyTorch(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			params := append(net.Params()[2:], o.Params()...) // but for the features' mean and scale
+			params := append(net.Params()[4:], o.Params()...) // but for means and scales
 			f := nn.File{Params: map[string]*nn.Param{}}
 			for name, m := range c.Params {
 				f.Params[name] = &nn.Param{Name: name, Rows: m.Rows, Cols: m.Cols, Value: m.Value}
@@ -108,7 +108,7 @@ func near(t *testing.T, what string, got []float32, want []float64, tolerance fl
 	if len(got) != len(want) {
 		t.Fatalf("%s: %d numbers, want %d", what, len(got), len(want))
 	}
-	largest, worst := 1e-3, 0.0
+	largest, worst := 1e-2, 0.0 // biases before a batch norm have gradients of rounding alone
 	for i, w := range want {
 		largest = math.Max(largest, math.Abs(w))
 		if d := math.Abs(float64(got[i]) - w); !(d <= worst) {

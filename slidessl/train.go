@@ -169,7 +169,8 @@ func Train(ctx context.Context, s Settings, src Source, run Run) (*Trained, erro
 	if err := t.run(ctx, run); err != nil {
 		return nil, err
 	}
-	return &Trained{t.net, t.objective, s, t.curve}, nil
+	out := &Trained{t.net, t.objective, s, t.curve}
+	return out, out.standardise(ctx, t.mem, src, slides)
 }
 
 // withTissue lists the slides that have tiles.

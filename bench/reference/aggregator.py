@@ -97,6 +97,18 @@ def sparse(x, bags, places, p, train):
     return [m[0][:, k[0, 0] > 0].T for m, k in maps]
 
 
+def around(x, bags, places):
+    """Sites' features beside the mean of a third of them over the sites around, and the bags of the sites."""
+    out, ends = [], [0]
+    for m, k in dense_maps(x, bags, places):
+        some = m[:, : WIDTH // 3]
+        mean = F.avg_pool2d(some * k, 3, 1, 1) / F.avg_pool2d(k, 3, 1, 1).clamp(min=1e-9)
+        rows = torch.cat([m, mean], 1)[0][:, k[0, 0] > 0].T
+        out.append(rows)
+        ends.append(ends[-1] + len(rows))
+    return torch.cat(out), ends
+
+
 def tiles(h, p, train):
     return h + torch.relu(batch_norm(h @ p["block1.in.weight"], p, "block1.norm", train)) @ p["block1.out.weight"]
 
@@ -118,6 +130,8 @@ def forward(kind, read, x, bags, places, p, train):
     x = x @ p["stem.weight"] + p["stem.bias"]
     if kind == "sparse":
         return readout(sparse(x, bags, places, p, train), read)
+    if kind == "local":
+        x, bags = around(x, bags, places)
     h = tiles(x, p, train)
     if kind == "attention":
         return attention(h, bags, p, read)
@@ -148,7 +162,7 @@ def weights(kind, read, rng):
         p[name + ".weight"], p[name + ".bias"] = torch.as_tensor(rng.uniform(0.5, 1.5, (1, width))), torch.as_tensor(rng.normal(size=(1, width)) * 0.2)
         p[name + ".running_mean"], p[name + ".running_var"] = torch.zeros(1, width), torch.ones(1, width)
 
-    stem = STEM if kind == "sparse" else WIDTH
+    stem = {"sparse": STEM, "local": WIDTH // 3 * 2}.get(kind, WIDTH)
     draw("stem.weight", INPUT, stem)
     draw("stem.bias", 1, stem)
     if kind == "sparse":
@@ -213,5 +227,5 @@ def case(kind, read, seed):
     return out
 
 
-cases = [case(k, r, i) for i, (k, r) in enumerate([("sparse", "mean"), ("sparse", "mean+sd"), ("mlp", "mean+sd"), ("attention", "mean+sd")])]
+cases = [case(k, r, i) for i, (k, r) in enumerate([("sparse", "mean"), ("sparse", "mean+sd"), ("mlp", "mean+sd"), ("local", "mean+sd"), ("attention", "mean+sd")])]
 json.dump({"temperature": TEMPERATURE, "rate": RATE, "eps": EPS, "cases": cases}, sys.stdout)

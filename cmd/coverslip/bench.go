@@ -16,15 +16,17 @@ import (
 )
 
 type benchCmd struct {
-	Decode benchDecodeCmd `cmd:"" help:"Tiles out of a slide, beside OpenSlide and others."`
-	Stream benchStreamCmd `cmd:"" help:"Tiles from S3, beside a local file; memory."`
-	Encode benchEncodeCmd `cmd:"" help:"Slide file to features, beside ONNX Runtime alone on the same tiles."`
-	Probe  benchProbeCmd  `cmd:"" help:"Linear probes and intervals, beside scikit-learn."`
-	Fleet  benchFleetCmd  `cmd:"" help:"A cohort through worker processes that are killed: rate, memory, disk."`
-	Budget benchBudgetCmd `cmd:"" help:"How many tiles an embedding needs."`
-	MIL    benchMILCmd    `cmd:"" name:"mil" help:"Training of MIL classifiers beside PyTorch; memory of a large bag."`
-	Search benchSearchCmd `cmd:"" help:"Nearest of many embeddings, beside FAISS and pgvector."`
-	Ingest benchIngestCmd `cmd:"" help:"Uploads through the API to S3, beside the S3 client alone; memory."`
+	Decode   benchDecodeCmd   `cmd:"" help:"Tiles out of a slide, beside OpenSlide and others."`
+	Stream   benchStreamCmd   `cmd:"" help:"Tiles from S3, beside a local file; memory."`
+	Encode   benchEncodeCmd   `cmd:"" help:"Slide file to features, beside ONNX Runtime alone on the same tiles."`
+	Probe    benchProbeCmd    `cmd:"" help:"Linear probes and intervals, beside scikit-learn."`
+	Fleet    benchFleetCmd    `cmd:"" help:"A cohort through worker processes that are killed: rate, memory, disk."`
+	Budget   benchBudgetCmd   `cmd:"" help:"How many tiles an embedding needs."`
+	MIL      benchMILCmd      `cmd:"" name:"mil" help:"Training of MIL classifiers beside PyTorch; memory of a large bag."`
+	Search   benchSearchCmd   `cmd:"" help:"Nearest of many embeddings, beside FAISS and pgvector."`
+	Ingest   benchIngestCmd   `cmd:"" help:"Uploads through the API to S3, beside the S3 client alone; memory."`
+	Pretrain benchPretrainCmd `cmd:"" help:"A training step of slide-level self-supervision, beside PyTorch, BLAS alone and a loop by hand."`
+	SSL      benchSSLCmd      `cmd:"" name:"ssl" help:"Slide embeddings learned without labels, judged by probes with few."`
 }
 
 // measurement is one line of every benchmark.

@@ -275,3 +275,23 @@ func sparsePool[T Float](d int, b *Rulebook) Kernel[T] {
 		Forward:  func(o []T, i [][]T) { spread(o, i[0], in, out) },
 		Backward: func(din, _ [][]T, _, dout []T) { spread(din[0], dout, out, in) }}
 }
+
+// Pairs is how many pairs of rows a rule has, in a book of so many input rows.
+func (r Rule) Pairs(in int) int {
+	if r.whole {
+		return in
+	}
+	return len(r.In)
+}
+
+// Rows are the pairs of a rule, in a book of so many input rows.
+func (r Rule) Rows(in int) (ins, outs []int32) {
+	if !r.whole {
+		return append([]int32{}, r.In...), append([]int32{}, r.Out...)
+	}
+	ins = make([]int32, in)
+	for i := range ins {
+		ins[i] = int32(i) //nolint:gosec // rows of a batch are few
+	}
+	return ins, ins
+}

@@ -7,6 +7,7 @@ import (
 	"image"
 	_ "image/jpeg" // tiles are stored as JPEG or PNG
 	_ "image/png"
+	"math"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -166,4 +167,61 @@ func decode(file string) ([]uint8, int, error) {
 		}
 	}
 	return pixels, edge, nil
+}
+
+// ColourDim is how many numbers Colours gives of a tile.
+const ColourDim = 8
+
+// Colours are plain statistics of tiles: mean and standard deviation of red, green and blue, and those of the
+// steps of brightness from pixel to pixel. What they tell is no merit of an encoder.
+func Colours(tiles []Tile, look func(tile int, pixels []uint8)) ([][]float32, error) {
+	out := make([][]float32, len(tiles))
+	for i, t := range tiles {
+		pixels, edge, err := decode(t.File)
+		if err != nil {
+			return nil, err
+		}
+		if look != nil {
+			look(i, pixels)
+		}
+		var sum, square [4]float64
+		add := func(k int, v float64) { sum[k] += v; square[k] += v * v }
+		bright := func(at int) float64 {
+			return (float64(pixels[at]) + float64(pixels[at+1]) + float64(pixels[at+2])) / 765
+		}
+		for y := range max(edge-1, 1) { // a tile at a slide's edge may be one pixel wide
+			for x := range max(edge-1, 1) {
+				at := 3 * (y*edge + x)
+				for k := range 3 {
+					add(k, float64(pixels[at+k])/255)
+				}
+				if edge > 1 {
+					add(3, math.Hypot(bright(at+3)-bright(at), bright(at+3*edge)-bright(at)))
+				}
+			}
+		}
+		n := math.Pow(float64(max(edge-1, 1)), 2)
+		for k := range 4 {
+			m := sum[k] / n
+			out[i] = append(out[i], float32(m), float32(math.Sqrt(max(square[k]/n-m*m, 0))))
+		}
+	}
+	return out, nil
+}
+
+// Look is what a site's stain and scanner make of a tile: red, green and blue raised to powers of the site's
+// own, which scales the optical density of each. Site 0 changes nothing.
+func Look(site int) func(tile int, pixels []uint8) {
+	powers := [][3]float64{{1, 1, 1}, {1.3, 0.9, 1.05}, {0.8, 1.15, 1.3}, {1.1, 1.3, 0.85}}[site%4]
+	var table [3][256]uint8
+	for k, p := range powers {
+		for v := range 256 {
+			table[k][v] = uint8(math.Round(255 * math.Pow(float64(v)/255, p))) //nolint:gosec // 0 to 255
+		}
+	}
+	return func(_ int, pixels []uint8) {
+		for i, v := range pixels {
+			pixels[i] = table[i%3][v]
+		}
+	}
 }

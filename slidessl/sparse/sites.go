@@ -50,3 +50,21 @@ func merge(x []float32, d int, rows [][]int32) []float32 {
 	}
 	return out
 }
+
+// Around is the mean of x [sites,d] over each site and those of the eight beside it that are there.
+func Around(x *nn.Node, sites []nn.Site) *nn.Node {
+	book := nn.Submanifold(sites)
+	counts := make([]float32, len(sites))
+	for i := range counts {
+		counts[i] = 1
+	}
+	for _, r := range book.Rules {
+		for _, o := range r.Out {
+			counts[o]++
+		}
+	}
+	for i, n := range counts {
+		counts[i] = float32(len(book.Rules)) / n // SparsePool divides by all places
+	}
+	return nn.Mul(nn.SparsePool(x, book), x.Graph().Constant(len(sites), 1, counts))
+}

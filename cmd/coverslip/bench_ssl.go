@@ -1,0 +1,532 @@
+package main
+
+import (
+	"cmp"
+	"encoding/csv"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"coverslip"
+	"coverslip/encoder"
+	"coverslip/encoder/augment"
+	"coverslip/encoder/onnx"
+	"coverslip/internal/nn"
+	"coverslip/mil"
+	"coverslip/mil/metric"
+	"coverslip/mil/probe"
+	"coverslip/slidessl"
+	"coverslip/slidessl/slidessltest"
+	"coverslip/slidessl/view"
+)
+
+type benchSSLCmd struct {
+	Tiles    string   `arg:"" type:"existingdir" help:"Folder with idc/ (tiles of patients) and crc5/ (tiles of classes)."`
+	Work     string   `type:"path" default:"ssl-bench" help:"Folder for encoded tiles, which the next run finds (${default})."`
+	Task     []string `sep:"," default:"idc,composition,needle,arrangement" help:"Which tasks (${default})."`
+	Row      []string `sep:"," placeholder:"NAME,…" help:"Only methods whose name begins so."`
+	Encoder  string   `default:"efficientnet-lite0:pooled+stage7+stage5+stage3" help:"Encoder and its taps (${default})."`
+	Protocol string   `enum:"gigassl,nested" default:"gigassl" help:"Of the probe: gigassl (C 10 on embeddings of length one) or nested (standardised, C by cross-validation) (${default})."`
+	Seeds    int      `default:"5" help:"Of training (${default})."`
+	Draws    int      `default:"6" help:"Of test and training slides for each seed (${default})."`
+	Epochs   int      `default:"100" help:"Of training (${default})."`
+}
+
+// Help is shown by coverslip bench ssl --help.
+func (benchSSLCmd) Help() string {
+	return `Example:
+  coverslip bench ssl ../shared/data
+
+What a linear probe with few labels makes of slide embeddings: of aggregators that were trained without
+labels, beside mean pooling, mean and deviation, colours alone, an untrained network, and gated attention
+MIL trained on the same labels. Figures are AUC on slides the probe has not seen, mean over seeds, with the
+deviation between them. Takes most of an hour on 2 cores.`
+}
+
+// sslTask is slides with labels, and who may be tested on.
+type sslTask struct {
+	name   string
+	cohort *slidessltest.Cohort
+	colour [][]float32 // of each slide's tiles, [n,8]
+	fixed  int         // slides from this one on are for testing; 0: drawn anew each time
+	test   int         // slides drawn for testing
+	view   view.Spec
+}
+
+// labelled are the numbers of training slides of the table; 0 is all.
+var labelled = []int{25, 50, 100, 0}
+
+// Run prints the table.
+func (c *benchSSLCmd) Run(e *env) error {
+	if err := os.MkdirAll(c.Work, 0o755); err != nil { //nolint:gosec // nothing secret
+		return diskError("make the folder of encoded tiles", c.Work, err)
+	}
+	spec, file := encoder.Default()
+	_, taps := encoder.SplitName(c.Encoder)
+	spec, err := spec.Use(taps...)
+	if err != nil {
+		return err
+	}
+	enc, err := onnx.Open(file, spec, onnx.CPU)
+	if err != nil {
+		return err
+	}
+	defer enc.Close()
+	var tasks []*sslTask
+	for _, name := range c.Task {
+		var t *sslTask
+		if name == "idc" {
+			t, err = c.idc(e, enc)
+		} else {
+			t, err = c.pseudo(e, enc, slidessltest.Task(name))
+		}
+		if err != nil {
+			return err
+		}
+		tasks = append(tasks, t)
+	}
+	all := map[string]map[string][][]float64{}
+	for _, t := range tasks {
+		rows, err := c.judge(e, t)
+		if err != nil {
+			return err
+		}
+		all[t.name] = rows
+	}
+	return c.report(e, tasks, all)
+}
+
+func (c *benchSSLCmd) encode(e *env, enc encoder.Encoder, tiles []slidessltest.Tile, look func(int, []uint8), name string) (*slidessltest.Encoded, error) {
+	var show func(int)
+	return slidessltest.Encode(e, enc, tiles, augment.Spec{}, 0, look, c.Work, name, func(done, total int) {
+		if show == nil {
+			show = e.progress("encoding "+name, total)
+		}
+		show(done)
+	})
+}
+
+// idc is the cohort of breast tumours: is more than a quarter of the tiles invasive carcinoma?
+func (c *benchSSLCmd) idc(e *env, enc encoder.Encoder) (*sslTask, error) {
+	tiles, err := slidessltest.IDC(filepath.Join(c.Tiles, "idc", "tiles"))
+	if err != nil {
+		return nil, err
+	}
+	labels, err := patientLabels(filepath.Join(c.Tiles, "idc", "patients.csv"))
+	if err != nil {
+		return nil, err
+	}
+	encoded, err := c.encode(e, enc, tiles, nil, "idc")
+	if err != nil {
+		return nil, err
+	}
+	colours, err := slidessltest.Colours(tiles, nil)
+	if err != nil {
+		return nil, err
+	}
+	t := &sslTask{name: "idc", cohort: &slidessltest.Cohort{Looks: []*slidessltest.Encoded{encoded}}, test: 60, view: slidessl.DefaultSettings("mlp", "simclr", 1).View}
+	at := map[string]int{}
+	for i, tile := range tiles {
+		k, there := at[tile.Group]
+		if !there {
+			k = len(t.cohort.Slides)
+			at[tile.Group] = k
+			t.cohort.Slides = append(t.cohort.Slides, slidessltest.Slide{Label: labels[tile.Group]})
+			t.cohort.Names, t.colour = append(t.cohort.Names, tile.Group), append(t.colour, nil)
+		}
+		s := &t.cohort.Slides[k]
+		s.Tiles = append(s.Tiles, i)
+		s.Places = append(s.Places, view.Place{X: float64(tile.X) / 50, Y: float64(tile.Y) / 50})
+		t.colour[k] = append(t.colour[k], colours[i]...)
+	}
+	return t, nil
+}
+
+func patientLabels(path string) (map[string]int, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, diskError("read the labels", path, err)
+	}
+	defer f.Close()
+	rows, err := csv.NewReader(f).ReadAll()
+	if err != nil {
+		return nil, &coverslip.Error{Kind: coverslip.Invalid, Op: "read the labels", Path: path, Err: err}
+	}
+	labels := map[string]int{}
+	for _, r := range rows[1:] {
+		if r[len(r)-1] == "1" {
+			labels[r[0]] = 1
+		} else {
+			labels[r[0]] = 0
+		}
+	}
+	return labels, nil
+}
+
+const (
+	pseudoTrain, pseudoTest = 200, 100
+	pseudoSites             = 3
+)
+
+// pseudo is slides made of colorectal tiles: healthy mucosa and adenocarcinoma. Slides for testing are made of
+// other tiles than those for training.
+func (c *benchSSLCmd) pseudo(e *env, enc encoder.Encoder, task slidessltest.Task) (*sslTask, error) {
+	tiles, err := slidessltest.Classes(filepath.Join(c.Tiles, "crc5", "training"))
+	if err != nil {
+		return nil, err
+	}
+	tiles = slices.DeleteFunc(tiles, func(t slidessltest.Tile) bool { return t.Class != "H" && t.Class != "AC" && t.Class != "T" })
+	t := &sslTask{name: string(task), cohort: &slidessltest.Cohort{}, fixed: pseudoTrain}
+	var colours [][][]float32
+	for site := range pseudoSites {
+		look := slidessltest.Look(site)
+		encoded, err := c.encode(e, enc, tiles, look, fmt.Sprintf("crc5-site%d", site))
+		if err != nil {
+			return nil, err
+		}
+		t.cohort.Looks = append(t.cohort.Looks, encoded)
+		colour, err := slidessltest.Colours(tiles, look)
+		if err != nil {
+			return nil, err
+		}
+		colours = append(colours, colour)
+	}
+	rng := rand.New(rand.NewPCG(11, 12))
+	for part, n := range []int{pseudoTrain, pseudoTest} {
+		s := slidessltest.PseudoSpec{Task: task, Slides: n, Across: 12, Sites: pseudoSites}
+		for class, list := range map[string]*[]int{"H": &s.Background, "AC": &s.Foreground, "T": &s.Others} {
+			seen := 0
+			for i, tile := range tiles {
+				if tile.Class == class {
+					if (seen%3 == 2) == (part == 1) { // every third tile is for testing
+						*list = append(*list, i)
+					}
+					seen++
+				}
+			}
+		}
+		t.cohort.Slides = append(t.cohort.Slides, slidessltest.Pseudo(s, rng)...)
+	}
+	for _, s := range t.cohort.Slides {
+		var rows []float32
+		for _, tile := range s.Tiles {
+			rows = append(rows, colours[s.Site][tile]...)
+		}
+		t.colour = append(t.colour, rows)
+	}
+	t.view = slidessl.DefaultSettings("mlp", "simclr", 1).View
+	t.view.Tiles = 48
+	return t, nil
+}
+
+// draw chooses the slides that the probe sees and those it is tested on.
+func (t *sslTask) draw(n int, rng *rand.Rand) (train, test []int) {
+	all := len(t.cohort.Slides)
+	var from []int
+	if t.fixed > 0 {
+		from = rng.Perm(t.fixed)
+		for i := t.fixed; i < all; i++ {
+			test = append(test, i)
+		}
+	} else {
+		p := rng.Perm(all)
+		test, from = p[:t.test], p[t.test:]
+	}
+	if n == 0 || n >= len(from) {
+		return from, test
+	}
+	for { // a class of fewer than three cannot be cross-validated
+		rng.Shuffle(len(from), func(i, j int) { from[i], from[j] = from[j], from[i] })
+		ones := 0
+		for _, i := range from[:n] {
+			ones += t.cohort.Slides[i].Label
+		}
+		if min(ones, n-ones) >= 3 {
+			return from[:n], test
+		}
+	}
+}
+
+// method gives, for a seed, the AUC of each number of labels.
+type method struct {
+	name string
+	auc  func(seed int) ([]float64, error)
+}
+
+// judge computes all rows of a task: by method, [seeds][labels].
+func (c *benchSSLCmd) judge(e *env, t *sslTask) (map[string][][]float64, error) {
+	vectors := func(name string, embed func(seed int) ([][]float32, error)) method {
+		return method{name, func(seed int) ([]float64, error) {
+			v, err := embed(seed)
+			if err != nil {
+				return nil, err
+			}
+			return c.probed(t, v, seed)
+		}}
+	}
+	learned := func(kind string) method {
+		return vectors("slide SSL, "+kind, func(seed int) ([][]float32, error) { return c.learn(e, t, kind, seed, c.Epochs) })
+	}
+	methods := []method{
+		vectors("mean pooling", func(int) ([][]float32, error) { return pooled(t, t.rows, false), nil }),
+		vectors("mean+sd pooling", func(int) ([][]float32, error) { return pooled(t, t.rows, true), nil }),
+		vectors("colour statistics", func(int) ([][]float32, error) {
+			return pooled(t, func(i int) ([]float32, int) { return t.colour[i], slidessltest.ColourDim }, true), nil
+		}),
+		{"gated ABMIL from scratch", func(seed int) ([]float64, error) { return c.abmil(e, t, seed) }},
+		vectors("untrained sparse network", func(seed int) ([][]float32, error) { return c.learn(e, t, "sparse", seed, 0) }),
+		learned("mlp"), learned("local"), learned("sparse"),
+	}
+	rows := map[string][][]float64{}
+	for _, m := range methods {
+		if len(c.Row) > 0 && !slices.ContainsFunc(c.Row, func(p string) bool { return strings.HasPrefix(m.name, p) }) {
+			continue
+		}
+		for seed := range c.Seeds {
+			e.say("%s: %s, seed %d of %d\n", t.name, m.name, seed+1, c.Seeds)
+			auc, err := m.auc(seed)
+			if err != nil {
+				return nil, coverslip.Doing(t.name+", "+m.name, err)
+			}
+			rows[m.name] = append(rows[m.name], auc)
+		}
+	}
+	return rows, nil
+}
+
+func (t *sslTask) rows(i int) ([]float32, int) { return t.cohort.Rows(i), t.cohort.Dim() }
+
+func pooled(t *sslTask, rows func(i int) ([]float32, int), sd bool) [][]float32 {
+	var out [][]float32
+	for i := range t.cohort.Slides {
+		x, d := rows(i)
+		n := float64(len(x) / d)
+		v := make([]float64, 2*d)
+		for k, a := range x {
+			v[k%d] += float64(a) / n
+		}
+		for k, a := range x {
+			v[d+k%d] += (float64(a) - v[k%d]) * (float64(a) - v[k%d]) / n
+		}
+		w := d
+		if sd {
+			w = 2 * d
+		}
+		row, square := make([]float32, w), 0.0
+		for k := range row {
+			if k >= d {
+				v[k] = math.Sqrt(v[k])
+			}
+			square += v[k] * v[k]
+		}
+		for k := range row {
+			row[k] = float32(v[k] / math.Sqrt(square))
+		}
+		out = append(out, row)
+	}
+	return out
+}
+
+// learn trains an aggregator on all slides without their labels (those for testing too, as they would be
+// there) and embeds them. Without epochs it is as it was drawn.
+func (c *benchSSLCmd) learn(e *env, t *sslTask, kind string, seed, epochs int) ([][]float32, error) {
+	s := slidessl.DefaultSettings(kind, "simclr", t.cohort.Dim())
+	s.View, s.Epochs, s.Batch, s.Seed = t.view, max(epochs, 1), 128, uint64(seed)+1 //nolint:gosec // small
+	s.Architecture.Readout = "mean+sd"
+	if epochs == 0 {
+		s.Rate, s.Warmup = 1e-12, 0
+	}
+	s.Warmup = min(s.Warmup, s.Epochs)
+	show := e.progressOf("training", "epochs", s.Epochs)
+	trained, err := slidessl.Train(e, s, t.cohort, slidessl.Run{Progress: func(p slidessl.Point) { show(p.Epoch) }})
+	if err != nil {
+		return nil, err
+	}
+	mem := nn.NewMemory()
+	defer mem.Free()
+	var out [][]float32
+	for i := range t.cohort.Slides {
+		v, err := trained.Embed(e, mem, t.cohort, i, slidessl.Reading{Views: 50, View: t.view, Seed: 1}, "")
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, v)
+	}
+	return out, nil
+}
+
+// probed is the mean AUC of balanced logistic regression over draws, for each number of labels.
+func (c *benchSSLCmd) probed(t *sslTask, v [][]float32, seed int) ([]float64, error) {
+	var out []float64
+	d := len(v[0])
+	take := func(at []int) (x []float32, y []int) {
+		for _, i := range at {
+			x, y = append(x, v[i]...), append(y, t.cohort.Slides[i].Label)
+		}
+		return x, y
+	}
+	grid := []float64{1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1, 10, 100}
+	o := probe.Options{Balanced: true, Standardise: c.Protocol == "nested", MaxSteps: 500}
+	for _, n := range labelled {
+		var sum float64
+		for draw := range c.Draws {
+			rng := rand.New(rand.NewPCG(uint64(seed), uint64(draw))) //nolint:gosec // small
+			train, test := t.draw(n, rng)
+			x, y := take(train)
+			strength := 10.0
+			if o.Standardise {
+				choice, err := probe.Choose(x, d, y, 2, inner(y, rng), grid, o)
+				if err != nil {
+					return nil, err
+				}
+				strength = choice.C
+			}
+			m, err := probe.FitLogistic(x, d, y, 2, strength, o)
+			if err != nil {
+				return nil, err
+			}
+			tx, ty := take(test)
+			p := make([]float64, 2*len(ty))
+			m.Predict(p, tx)
+			score := make([]float64, len(ty))
+			for i := range score {
+				score[i] = p[2*i+1]
+			}
+			sum += metric.AUC(ty, score) / float64(c.Draws)
+		}
+		out = append(out, sum)
+	}
+	return out, nil
+}
+
+// inner are five stratified folds of rows.
+func inner(y []int, rng *rand.Rand) []probe.Fold {
+	folds := make([]probe.Fold, 5)
+	place := [2]int{}
+	for _, i := range rng.Perm(len(y)) {
+		of := place[y[i]] % len(folds)
+		place[y[i]]++
+		for k := range folds {
+			if k == of {
+				folds[k].Val = append(folds[k].Val, i)
+			} else {
+				folds[k].Train = append(folds[k].Train, i)
+			}
+		}
+	}
+	return folds
+}
+
+// abmil trains gated attention on the same labelled slides.
+func (c *benchSSLCmd) abmil(e *env, t *sslTask, seed int) ([]float64, error) {
+	bags := make(mil.HeldBags, len(t.cohort.Slides))
+	y := make([]int, len(bags))
+	for i, s := range t.cohort.Slides {
+		bags[i] = &mil.Held{Name: t.cohort.Name(i), Rows: t.cohort.Rows(i), D: t.cohort.Dim()}
+		y[i] = s.Label
+	}
+	var out []float64
+	for _, n := range labelled {
+		const draws = 2 // each trains a network
+		var sum float64
+		for draw := range draws {
+			train, test := t.draw(n, rand.New(rand.NewPCG(uint64(seed), uint64(draw)))) //nolint:gosec // small
+			config := mil.Defaults("gated")
+			config.Seed = uint64(seed) //nolint:gosec // small
+			m, _, err := mil.Train(e, bags, y, 2, train, nil, config, mil.TrainOptions{})
+			if err != nil {
+				return nil, err
+			}
+			var ty []int
+			var score []float64
+			for _, i := range test {
+				p, err := m.Predict(e, bags[i], false)
+				if err != nil {
+					return nil, err
+				}
+				ty, score = append(ty, y[i]), append(score, p.P[1])
+			}
+			sum += metric.AUC(ty, score) / draws
+		}
+		out = append(out, sum)
+	}
+	return out, nil
+}
+
+// report prints the table, and with --json what the issue asks of it.
+func (c *benchSSLCmd) report(e *env, tasks []*sslTask, all map[string]map[string][][]float64) error {
+	names := []string{"mean pooling", "mean+sd pooling", "colour statistics", "gated ABMIL from scratch", "untrained sparse network", "slide SSL, mlp", "slide SSL, local", "slide SSL, sparse"}
+	if !e.json {
+		for _, t := range tasks {
+			e.printf("\n%s: AUC with 25, 50, 100 and all labelled slides, ± sd of %d seeds\n", t.name, c.Seeds)
+			rows := []string{"method\t25\t50\t100\tall"}
+			for _, name := range names {
+				if all[t.name][name] == nil {
+					continue
+				}
+				row := name
+				for n := range labelled {
+					m, sd := spread(all[t.name][name], n)
+					row += fmt.Sprintf("\t%.3f ± %.3f", m, sd)
+				}
+				rows = append(rows, row)
+			}
+			e.table(rows...)
+		}
+		return nil
+	}
+	value := func(task, name string, n int) float64 { m, _ := spread(all[task][name], n); return m }
+	points := func(what string, value, asked float64) error {
+		return e.measured(measurement{Bench: "ssl", Case: what, Value: value, Unit: "AUC points", Ratio: value / asked, Target: 1, Runs: c.Seeds, Machine: machine()})
+	}
+	for _, t := range tasks {
+		for _, name := range names {
+			for n, labels := range labelled {
+				if all[t.name][name] == nil {
+					continue
+				}
+				m, _ := spread(all[t.name][name], n)
+				if err := e.measured(measurement{Bench: "ssl", Case: fmt.Sprintf("%s, %s, %s", t.name, name, cmp.Or(map[int]string{0: "all"}[labels], fmt.Sprint(labels))), Value: m, Unit: "AUC", Ratio: m, Runs: c.Seeds, Machine: machine()}); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	var margin, count float64
+	for _, t := range tasks {
+		const ours = "slide SSL, local"
+		if all[t.name][ours] == nil || all[t.name]["mean+sd pooling"] == nil || all[t.name]["gated ABMIL from scratch"] == nil {
+			return nil
+		}
+		margin += 100 * (value(t.name, ours, 1) - value(t.name, "gated ABMIL from scratch", 1))
+		count++
+		if t.name == "idc" {
+			for n, labels := range labelled {
+				if err := points(fmt.Sprintf("idc above mean+sd pooling, %d labels (0: all)", labels), 100*(value("idc", ours, n)-value("idc", "mean+sd pooling", n)), 3); err != nil {
+					return err
+				}
+			}
+		}
+		if t.name == "arrangement" {
+			if err := points("arrangement above mean pooling, all labels", 100*(value(t.name, ours, 3)-value(t.name, "mean pooling", 3)), 15); err != nil {
+				return err
+			}
+		}
+	}
+	return points("mean margin over gated ABMIL at 50 labels", margin/count, 6.3)
+}
+
+// spread is the mean over seeds and their standard deviation.
+func spread(rows [][]float64, n int) (mean, sd float64) {
+	for _, r := range rows {
+		mean += r[n] / float64(len(rows))
+	}
+	for _, r := range rows {
+		sd += (r[n] - mean) * (r[n] - mean) / float64(max(len(rows)-1, 1))
+	}
+	return mean, math.Sqrt(sd)
+}
