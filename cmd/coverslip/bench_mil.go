@@ -19,14 +19,16 @@ import (
 )
 
 type benchMILCmd struct {
-	Sets string `arg:"" optional:"" type:"existingdir" help:"Folder of the five classic sets (musk1.csv.gz …); without it they are not measured."`
-	Runs int    `default:"3" help:"Runs of each; medians are compared (${default})."`
+	Sets   string `arg:"" optional:"" type:"existingdir" help:"Folder of the five classic sets (musk1.csv.gz …); without it they are not measured."`
+	Needle string `type:"existingdir" placeholder:"DIR" help:"Folder of the colorectal tiles (crc5): tumour planted among healthy tiles, found by attention."`
+	Only   string `enum:",step,classic,needle,memory" default:"" help:"One of step, classic, needle and memory."`
+	Runs   int    `default:"3" help:"Runs of each; medians are compared (${default})."`
 }
 
 // Help is shown by coverslip bench mil --help.
 func (benchMILCmd) Help() string {
 	return `Example:
-  coverslip bench mil ../shared/data/mil --json
+  coverslip bench mil ../shared/data/mil --needle ../shared/data/crc5 --json
 
 A training step of gated attention on a bag of 2000 × 512 (hidden 128, Adam), and one of ten folds of each of the
 five classic sets (30 epochs, bag by bag), beside PyTorch, in seconds of processor time, one thread each; and the
@@ -35,18 +37,28 @@ memory in which a bag of 100,000 tiles of 1280 features trains and predicts.`
 
 // Run measures and prints.
 func (c *benchMILCmd) Run(e *env) error {
+	if c.Only == "classic" && c.Sets == "" || c.Only == "needle" && c.Needle == "" {
+		return &usageError{"--only " + c.Only + " needs its data: see coverslip bench mil --help"}
+	}
 	nn.SetWorkers(1)
 	defer nn.SetWorkers(runtime.GOMAXPROCS(0))
 	e.say("matrices by %s\n", nn.BLAS())
-	if err := c.step(e); err != nil {
-		return err
+	if core := os.Getenv("OPENBLAS_CORETYPE"); core != "" {
+		e.say("OPENBLAS_CORETYPE=%s is set: OpenBLAS may use less than this processor has\n", core)
 	}
-	if c.Sets != "" {
-		if err := c.classic(e); err != nil {
+	for _, part := range []struct {
+		name string
+		can  bool
+		do   func(*env) error
+	}{{"step", true, c.step}, {"classic", c.Sets != "", c.classic}, {"needle", c.Needle != "", c.needle}, {"memory", true, c.large}} {
+		if c.Only == "" && !part.can || c.Only != "" && c.Only != part.name {
+			continue
+		}
+		if err := part.do(e); err != nil {
 			return err
 		}
 	}
-	return c.large(e)
+	return nil
 }
 
 // step measures training on two bags of 2000 × 512.

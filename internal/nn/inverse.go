@@ -47,69 +47,60 @@ func pseudoInverse[T Float](blocks, m, iterations int) Kernel[T] {
 			dst[i*m+i] += by
 		}
 	}
-	step := func(next, x, z, p, q, r []T) { // p = xz, q = 15 − p(7 − p), r = 13 − p·q
-		Gemm(false, false, m, m, m, 1, x, m, z, m, 0, p, m)
-		for i, v := range p {
-			r[i] = -v
+	// An iteration keeps what its gradient reads: z before it, p = xz, q = 15 − p(7 − p) and r = 13 − p·q.
+	type kept struct{ z, p, q, r, seven []T }
+	tape := make([][]kept, blocks)
+	step := func(next, x []T, k kept) {
+		Gemm(false, false, m, m, m, 1, x, m, k.z, m, 0, k.p, m)
+		for i, v := range k.p {
+			k.seven[i] = -v
 		}
 		for i := range m {
-			r[i*m+i] += 7
+			k.seven[i*m+i] += 7
 		}
-		less(q, p, r, 15)
-		less(r, p, q, 13)
-		Gemm(false, false, m, m, m, 0.25, z, m, r, m, 0, next, m)
+		less(k.q, k.p, k.seven, 15)
+		less(k.r, k.p, k.q, 13)
+		Gemm(false, false, m, m, m, 0.25, k.z, m, k.r, m, 0, next, m)
 	}
 	return Kernel[T]{Name: "pseudo-inverse", DropOut: true,
 		Forward: func(out []T, in [][]T) {
 			start(out, in[0])
 			Parallel(blocks, func(b int) {
-				w := make([]T, 4*m*m)
+				tape[b] = tape[b][:0]
 				x, z := in[0][b*m*m:(b+1)*m*m], out[b*m*m:(b+1)*m*m]
 				for range iterations {
-					step(w[3*m*m:], x, z, w[:m*m], w[m*m:2*m*m], w[2*m*m:3*m*m])
-					copy(z, w[3*m*m:])
+					w := make([]T, 5*m*m)
+					k := kept{w[:m*m], w[m*m : 2*m*m], w[2*m*m : 3*m*m], w[3*m*m : 4*m*m], w[4*m*m:]}
+					copy(k.z, z)
+					step(z, x, k)
+					tape[b] = append(tape[b], k)
 				}
 			})
 		},
 		Backward: func(din, in [][]T, _, dout []T) {
-			first := make([]T, len(in[0]))
-			start(first, in[0])
 			scales := make([]float64, blocks)
 			Parallel(blocks, func(b int) {
 				at := func(x []T) []T { return x[b*m*m : (b+1)*m*m] }
 				x, dx := at(in[0]), at(din[0])
-				zs := [][]T{at(first)}
-				p, q, r := make([]T, m*m), make([]T, m*m), make([]T, m*m)
-				for range iterations - 1 {
-					next := make([]T, m*m)
-					step(next, x, zs[len(zs)-1], p, q, r)
-					zs = append(zs, next)
-				}
 				clear(dx)
-				dz, dp, s, dq, seven := append([]T(nil), at(dout)...), make([]T, m*m), make([]T, m*m), make([]T, m*m), make([]T, m*m)
-				for k := iterations - 1; k >= 0; k-- {
-					z := zs[k]
-					step(s, x, z, p, q, r)
-					for i, v := range p {
-						seven[i] = -v
-					}
-					for i := range m {
-						seven[i*m+i] += 7
-					}
-					// next = ¼·z·r
-					Gemm(true, false, m, m, m, 0.25, z, m, dz, m, 0, s, m) // dr
-					next := make([]T, m*m)
-					Gemm(false, true, m, m, m, 0.25, dz, m, r, m, 0, next, m) // dz
+				w := make([]T, 5*m*m)
+				dz, next, dp, dq, dr := w[:m*m], w[m*m:2*m*m], w[2*m*m:3*m*m], w[3*m*m:4*m*m], w[4*m*m:]
+				copy(dz, at(dout))
+				for i := iterations - 1; i >= 0; i-- {
+					k := tape[b][i]
+					// z after it = ¼·z·r
+					Gemm(true, false, m, m, m, 0.25, k.z, m, dz, m, 0, dr, m)
+					Gemm(false, true, m, m, m, 0.25, dz, m, k.r, m, 0, next, m)
 					// r = 13 − p·q
-					Gemm(false, true, m, m, m, -1, s, m, q, m, 0, dp, m)
-					Gemm(true, false, m, m, m, -1, p, m, s, m, 0, dq, m)
+					Gemm(false, true, m, m, m, -1, dr, m, k.q, m, 0, dp, m)
+					Gemm(true, false, m, m, m, -1, k.p, m, dr, m, 0, dq, m)
 					// q = 15 − p·(7 − p)
-					Gemm(false, true, m, m, m, -1, dq, m, seven, m, 1, dp, m)
-					Gemm(true, false, m, m, m, 1, p, m, dq, m, 1, dp, m)
+					Gemm(false, true, m, m, m, -1, dq, m, k.seven, m, 1, dp, m)
+					Gemm(true, false, m, m, m, 1, k.p, m, dq, m, 1, dp, m)
 					// p = x·z
-					Gemm(false, true, m, m, m, 1, dp, m, z, m, 1, dx, m)
+					Gemm(false, true, m, m, m, 1, dp, m, k.z, m, 1, dx, m)
 					Gemm(true, false, m, m, m, 1, x, m, dp, m, 1, next, m)
-					dz = next
+					dz, next = next, dz
 				}
 				// z₀ = xᵀ/(rowSum·colSum)
 				by := 1 / (rowSum * colSum)
