@@ -170,11 +170,11 @@ func Defaults(m Model) Config {
 	case CLAMSB, CLAMMB:
 		c.Cluster, c.BagWeight, c.SmoothSVM = 8, 0.7, true
 	case DSMIL:
-		c.MaxTiles = 1 << 15
+		c.MaxTiles = 1 << 14
 	case TransMIL:
 		c.Landmarks, c.Heads, c.PinvSteps, c.ResidualWidth, c.MaxTiles = 128, 8, 6, 33, 1<<12
 	case Sparse:
-		c.MaxTiles = 1 << 15
+		c.MaxTiles = 1 << 14
 	}
 	return c
 }

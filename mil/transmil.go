@@ -130,9 +130,9 @@ const nystromDropout = 0.1
 func (a *nystrom) apply(s *step, x *nn.Node) (*nn.Node, weights) {
 	g, heads, width := x.Graph(), a.c.Heads, a.d/a.c.Heads
 	h := a.norm.apply(x)
-	// A sequence shorter than that has as many landmarks as places: its authors fill it up with zeros, which then
-	// are attended to like tiles.
-	m := min(a.c.Landmarks, x.Rows)
+	// A landmark stands for two places at least: its authors fill shorter sequences up with zeros, which then are
+	// attended to like tiles.
+	m := min(a.c.Landmarks, (x.Rows+1)/2)
 	stretch := (x.Rows + m - 1) / m
 	pad := m*stretch - x.Rows
 	if pad > 0 { // zeros in front

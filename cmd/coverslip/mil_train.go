@@ -37,7 +37,7 @@ type milFlags struct {
 	Batch        int      `placeholder:"N" group:"Classifier" help:"Bags a step (1)."`
 	Balance      string   `enum:",none,weights,sampling" default:"" group:"Classifier" help:"How unequal classes are made up for: weights, sampling or none (weights)."`
 	DropInstance float64  `placeholder:"P" group:"Classifier" help:"Share of a bag's tiles left out of a step, at random (0)."`
-	MaxTiles     *int     `placeholder:"N" group:"Classifier" help:"Tiles of a bag in one step, drawn at random (all; 4096 of transmil, 32768 of dsmil and sparse)."`
+	MaxTiles     *int     `placeholder:"N" group:"Classifier" help:"Tiles of a bag in one step, drawn at random (all; 4096 of transmil, 16384 of dsmil and sparse)."`
 	Exclusive    bool     `group:"Classifier" help:"Of clam: classes exclude each other, so what speaks for one is none of the others (with more than two classes)."`
 }
 
