@@ -38,7 +38,7 @@ func (c *benchMILCmd) needle(e *env) error {
 	rng := rand.New(rand.NewPCG(7, 7))
 	half := func(all [][]float32) (a, b [][]float32) {
 		rng.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
-		return all[:len(all)/2], all[len(all)/2:]
+		return all[:2*len(all)/3], all[2*len(all)/3:]
 	}
 	h1, h2 := half(healthy)
 	t1, t2 := half(tumour)

@@ -48,7 +48,7 @@ func (milBenchmarkCmd) Help() string {
   coverslip mil benchmark ../shared/data/mil --set musk1 --runs 1 --model mean,max,abmil
 
 Accuracy over 10 folds × 5 runs beside Ilse et al. 2018, whose layers and way to train it is (256, 128, 64; attention
-64; SGD with momentum, bag by bag; the same settings for all sets). Features are scaled over each fold's training bags. The deviation is that
+64; SGD with momentum, bag by bag). Features are scaled over each fold's training bags. The deviation is that
 of the runs' means; in brackets that of folds.`
 }
 
@@ -89,7 +89,7 @@ func (c *milBenchmarkCmd) Run(e *env) error {
 			return err
 		}
 		for _, model := range c.Models {
-			settings := mil.ClassicDefaults(mil.Model(model))
+			settings := set.Settings(mil.Model(model))
 			settings.Seed = c.Seed
 			show := e.progressOf(set.Name+", "+model, "folds", len(splits))
 			accuracy, err := mil.JudgeClassic(e, bags, y, settings, splits, show)
