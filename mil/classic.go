@@ -151,7 +151,7 @@ func JudgeClassic(ctx context.Context, bags HeldBags, y []int, c Config, splits 
 	for n, s := range splits {
 		g.Go(func() error {
 			fold := c
-			fold.Seed += uint64(n)
+			fold.Seed += uint64(n) //nolint:gosec // a number of rows, or of epochs
 			k, _, err := Train(ctx, bags, y, 2, s.Rows(split.Train), nil, fold, TrainOptions{})
 			if err != nil {
 				return coverslip.Doing("judge fold "+s.Name, err)

@@ -121,7 +121,7 @@ func lay(coords []int64, n int) layout {
 		p = min(pitch[0], pitch[1])
 	}
 	at := func(i int32) nn.Site {
-		return nn.Site{X: int32((coords[2*i] - least[0]) / p), Y: int32((coords[2*i+1] - least[1]) / p)}
+		return nn.Site{X: int32((coords[2*i] - least[0]) / p), Y: int32((coords[2*i+1] - least[1]) / p)} //nolint:gosec // a number of rows, or of epochs
 	}
 	l := layout{order: make([]int32, n), cuts: nn.Segments{0}}
 	for i := range l.order {

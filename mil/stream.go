@@ -251,11 +251,11 @@ func pieces(ctx context.Context, bag Bag, s scale, rows []int32, f func(from int
 		at := make([]int32, 0, n)
 		if rows == nil {
 			for i := range n {
-				at = append(at, int32(from+i))
+				at = append(at, int32(from+i)) //nolint:gosec // a number of rows, or of epochs
 			}
 		} else {
-			first, _ := slices.BinarySearch(rows, int32(from))
-			last, _ := slices.BinarySearch(rows, int32(from+n))
+			first, _ := slices.BinarySearch(rows, int32(from))  //nolint:gosec // a number of rows, or of epochs
+			last, _ := slices.BinarySearch(rows, int32(from+n)) //nolint:gosec // a number of rows, or of epochs
 			at = rows[first:last]
 			for k, r := range at {
 				copy(x[k*d:(k+1)*d], x[(int(r)-from)*d:(int(r)-from+1)*d])
@@ -298,7 +298,7 @@ func (t *trainer) streamClusters(ctx context.Context, p *pooled, l *pooling, bag
 		if c == class || p.c.Exclusive {
 			order := byRank(l.logits, l.heads, min(c, l.heads-1))
 			for i := range k {
-				members = append(members, int32(order[i]), int32(order[len(order)-1-i]))
+				members = append(members, int32(order[i]), int32(order[len(order)-1-i])) //nolint:gosec // a number of rows, or of epochs
 			}
 		}
 	}

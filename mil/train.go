@@ -269,7 +269,7 @@ func (s scale) apply(x []float32) {
 
 // epoch goes once over the training bags.
 func (t *trainer) epoch(ctx context.Context, epoch int) (Epoch, error) {
-	rng := rand.New(rand.NewPCG(t.c.Seed, uint64(epoch)+1))
+	rng := rand.New(rand.NewPCG(t.c.Seed, uint64(epoch)+1)) //nolint:gosec // a number of rows, or of epochs
 	order := t.order(rng)
 	steps := (len(order) + t.c.Batch - 1) / t.c.Batch
 	params := t.net.params()

@@ -76,7 +76,7 @@ func (t *transMIL) forward(s *step, x *nn.Node) result {
 	if side*side != n { // the first ones again, as its authors do
 		at := make([]int32, side*side)
 		for i := range at {
-			at[i] = int32(i % n)
+			at[i] = int32(i % n) //nolint:gosec // a number of rows, or of epochs
 		}
 		h = nn.Rows(h, at)
 	}
@@ -159,7 +159,7 @@ func (a *nystrom) apply(s *step, x *nn.Node) (*nn.Node, weights) {
 	for i := range parts {
 		at := make([]int32, m)
 		for j := range at {
-			at[j] = int32(i*m + j)
+			at[j] = int32(i*m + j) //nolint:gosec // a number of rows, or of epochs
 		}
 		to := nn.Softmax(nn.MatMul(head(q, i), head(kl, i), false, true))   // [n,m]
 		from := nn.Softmax(nn.MatMul(head(ql, i), head(k, i), false, true)) // [m,n]
@@ -173,7 +173,7 @@ func (a *nystrom) apply(s *step, x *nn.Node) (*nn.Node, weights) {
 	if pad > 0 {
 		at := make([]int32, x.Rows)
 		for i := range at {
-			at[i] = int32(pad + i)
+			at[i] = int32(pad + i) //nolint:gosec // a number of rows, or of epochs
 		}
 		y = nn.Rows(y, at)
 	}

@@ -213,7 +213,7 @@ func (c *benchMILCmd) large(e *env) error {
 	for _, model := range []mil.Model{mil.Gated, mil.CLAMSB, mil.DSMIL, mil.TransMIL, mil.Sparse} {
 		debug.FreeOSMemory()
 		// What the process had before does not count. Linux resets its high-water mark so (proc(5)).
-		if err := os.WriteFile("/proc/self/clear_refs", []byte("5"), 0o200); err != nil { //nolint:gosec // a file of the kernel
+		if err := os.WriteFile("/proc/self/clear_refs", []byte("5"), 0o200); err != nil {
 			return diskError("reset the peak of memory", "/proc/self/clear_refs", err)
 		}
 		settings := mil.Defaults(model)
