@@ -23,6 +23,7 @@ type searchCmd struct {
 	Cohort      string   `placeholder:"NAME" help:"Search only this cohort."`
 	Where       []string `placeholder:"COLUMN=VALUE" help:"Search only slides with this value: site=3L, patient=TCGA-3L-AA1B, or a label column of their cohort. May be given several times: for one site or patient several times means any of them."`
 	SamePatient bool     `name:"exclude-same-patient" help:"Leave out slides of the patient of --slide."`
+	Aggregator  string   `default:"mean" placeholder:"NAME" help:"Compare embeddings by this aggregator (${default}; coverslip embed makes others)."`
 	Vote        string   `placeholder:"LABEL" help:"Say what most of the answers are labelled."`
 	MPPOfSlide  mppValue `name:"mpp-of-slide" help:"Resolution of --file, µm per pixel, where it does not say it."`
 	encoderFlags
@@ -59,6 +60,9 @@ func (c *searchCmd) Run(e *env) error {
 	defer p.Close()
 	in, err := find(p, e, c.encoderFlags)
 	if err != nil {
+		return err
+	}
+	if in.Aggregator, err = p.aggregator(e, c.Aggregator); err != nil {
 		return err
 	}
 	return c.search(e, p, in, where)
