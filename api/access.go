@@ -157,14 +157,14 @@ func limitRate(perMinute int) func(http.Handler) http.Handler {
 	if perMinute <= 0 {
 		return func(next http.Handler) http.Handler { return next }
 	}
-	return httprate.Limit(perMinute, time.Minute,
-		httprate.WithKeyFuncs(func(r *http.Request) (string, error) {
+	return httprate.LimitBy(perMinute, time.Minute,
+		func(r *http.Request) (string, error) {
 			if who := identityOf(r.Context()); who.Name != "" {
 				return "key " + who.Name, nil
 			}
 			host, _, err := net.SplitHostPort(r.RemoteAddr)
 			return host, err
-		}),
+		},
 		httprate.WithLimitHandler(func(w http.ResponseWriter, r *http.Request) {
 			p := problemOf(r.Context(), &coverslip.Error{Kind: coverslip.TooLarge, Op: "count requests", Err: fmt.Errorf("more than %d in a minute", perMinute), Hint: "wait as long as Retry-After says"})
 			p.Status, p.Title = http.StatusTooManyRequests, title(http.StatusTooManyRequests)
@@ -235,7 +235,7 @@ func repeats(s *server) func(http.Handler) http.Handler {
 				}
 				w.Header().Set("Idempotency-Replayed", "true")
 				w.WriteHeader(before.Status)
-				_, _ = w.Write(before.Body) // a client that has gone needs no answer
+				_, _ = w.Write(before.Body) //nolint:gosec // our own answer to the same client; one that has gone needs none
 				return
 			}
 			ww := middleware.NewWrapResponseWriter(w, r.ProtoMajor)
@@ -312,11 +312,11 @@ func (s *server) signIn(router chi.Router) {
 				return
 			}
 		}
-		http.SetCookie(w, &http.Cookie{Name: keyCookie, Value: key, Path: "/", HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: r.TLS != nil, MaxAge: 7 * 24 * 3600})
+		http.SetCookie(w, &http.Cookie{Name: keyCookie, Value: key, Path: "/", HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: r.TLS != nil, MaxAge: 7 * 24 * 3600}) //nolint:gosec // Secure where there is TLS; behind a proxy that ends it, or on loopback, there is none
 		to := r.URL.Query().Get("to")
 		if !strings.HasPrefix(to, "/") || strings.HasPrefix(to, "//") || strings.Contains(to, `\`) {
 			to = "/"
 		}
-		http.Redirect(w, r, to, http.StatusSeeOther)
+		http.Redirect(w, r, to, http.StatusSeeOther) //nolint:gosec // a path of this server, as was just seen to
 	})
 }

@@ -177,15 +177,12 @@ func Train(ctx context.Context, s Settings, src Source, run Run) (*Trained, erro
 func withTissue(src Source) ([]int, error) {
 	var slides []int
 	for i := range src.Len() {
-		for v := range src.Stored(i) {
-			places, err := src.Places(i, v)
-			if err != nil {
-				return nil, err
-			}
-			if len(places) > 0 {
-				slides = append(slides, i)
-			}
-			break
+		places, err := src.Places(i, 0) // views of a slide have all of them tiles, or none has
+		if err != nil {
+			return nil, err
+		}
+		if len(places) > 0 {
+			slides = append(slides, i)
 		}
 	}
 	return slides, nil

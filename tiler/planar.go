@@ -100,7 +100,7 @@ func greyTIFF(d *tiff.Dir) []byte {
 	field(259, short, 1, uint64(d.Compression)) //nolint:gosec // one that is known
 	field(262, short, 1, uint64(tiff.BlackIsZero))
 	field(277, short, 1, 1)
-	field(317, short, 1, uint64(max(d.Predictor, 1))) //nolint:gosec // a small one
+	field(317, short, 1, uint64(max(d.Predictor, 1)))
 	one(322, d.TileWidth)
 	one(323, d.TileHeight)
 	places(324, header+directory, offset)

@@ -151,7 +151,7 @@ func (c *benchIngestCmd) memory(e *env, site *benchSite) error {
 		errs := make([]error, at)
 		for i := range at {
 			wg.Go(func() {
-				open := func(offset int64) (io.ReadCloser, error) { return stamped(path, one.each, uint64(i), offset) }
+				open := func(offset int64) (io.ReadCloser, error) { return stamped(path, one.each, uint64(i), offset) } //nolint:gosec // a small number
 				content, err := open(0)
 				if err == nil {
 					sum := sha256.New()

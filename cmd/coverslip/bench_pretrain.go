@@ -210,7 +210,7 @@ func byHand(rng *rand.Rand) *nn.ByHand {
 	for i, out := range []int{512, 512, 256} {
 		h.Layers[i] = nn.NewDense(fmt.Sprintf("layer%d", i), 512, out, true, rng)
 		if i < 2 {
-			h.Heads[i] = nn.NewBatchNorm(fmt.Sprintf("head%d", i), out)
+			h.Heads = append(h.Heads, nn.NewBatchNorm(fmt.Sprintf("head%d", i), out))
 		}
 	}
 	return h

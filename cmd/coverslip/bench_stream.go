@@ -154,7 +154,7 @@ func (c *benchStreamCmd) beside(e *env, name string, far *slowBucket, here, ther
 	if err != nil {
 		return err
 	}
-	tiler, err := here.hire(exec.CommandContext(e, exe, "bench", "stream", "--turns"), there)
+	tiler, err := here.hire(exec.CommandContext(e, exe, "bench", "stream", "--turns"), there) //nolint:gosec // this program itself
 	if err != nil {
 		return err
 	}

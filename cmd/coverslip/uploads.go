@@ -119,10 +119,10 @@ func (r registrar) allowed(place string) (string, error) {
 	if remote.Is(place) {
 		return place, nil // Register says why it is not taken
 	}
-	real, err := filepath.EvalSymlinks(place)
+	resolved, err := filepath.EvalSymlinks(place)
 	if err == nil && filepath.IsAbs(place) {
 		for _, folder := range r.folders {
-			if root, err := filepath.EvalSymlinks(folder); err == nil && strings.HasPrefix(real, root+string(filepath.Separator)) {
+			if root, err := filepath.EvalSymlinks(folder); err == nil && strings.HasPrefix(resolved, root+string(filepath.Separator)) {
 				return place, nil
 			}
 		}

@@ -8,8 +8,8 @@ type ByHand struct {
 	Norms  [4]*BatchNorm // behind each
 	Short  *Param        // [in,out]
 	Norm   *BatchNorm
-	Layers [3]*Dense // of the projector
-	Heads  [2]*BatchNorm
+	Layers [3]*Dense    // of the projector
+	Heads  []*BatchNorm // behind the first two
 	Tau    float64
 
 	buffers map[string][]float32
@@ -100,10 +100,10 @@ func (b *ByHand) Step(x []float32, half, same *Rulebook, bags Segments) float64 
 	mean := segmentMean[float32](w, bags)
 	h := b.buffer("h", rows*w)
 	mean.Forward(h, [][]float32{y[3]})
-	z, acts := h, [3][]float32{h}
+	z, acts := h, [][]float32{h}
 	var lins [3]Kernel[float32]
-	var heads [2]Kernel[float32]
-	var rs, ls [2][]float32
+	heads := make([]Kernel[float32], 2)
+	rs := make([][]float32, 2)
 	for i, l := range b.Layers {
 		lins[i] = linear[float32](rows, l.W.Rows, l.W.Cols)
 		out := b.buffer("l"+string(rune('0'+i)), rows*l.W.Cols)
@@ -112,14 +112,13 @@ func (b *ByHand) Step(x []float32, half, same *Rulebook, bags Segments) float64 
 			z = out
 			break
 		}
-		ls[i] = out
 		rs[i] = b.buffer("r"+string(rune('0'+i)), len(out))
 		act := relu[float32]()
 		act.Forward(rs[i], [][]float32{out})
 		heads[i] = b.norm(b.Heads[i], rows, false)
 		z = b.buffer("n"+string(rune('0'+i)), len(out))
 		heads[i].Forward(z, [][]float32{rs[i], b.Heads[i].Gamma.Value, b.Heads[i].Beta.Value})
-		acts[i+1] = z
+		acts = append(acts, z)
 	}
 	loss := [1]float32{}
 	lossKernel := ntxent[float32](rows, b.Layers[2].W.Cols, b.Tau)

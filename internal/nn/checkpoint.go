@@ -25,7 +25,7 @@ func Save(path string, params []*Param, text map[string]string) (err error) {
 		for i, v := range p.Value {
 			binary.LittleEndian.PutUint32(raw[4*i:], math.Float32bits(v))
 		}
-		view, err := safetensors.NewTensorView(safetensors.F32, []uint64{uint64(p.Rows), uint64(p.Cols)}, raw)
+		view, err := safetensors.NewTensorView(safetensors.F32, []uint64{uint64(p.Rows), uint64(p.Cols)}, raw) //nolint:gosec // not negative
 		if err != nil {
 			return fault(op, err)
 		}
@@ -114,7 +114,7 @@ func Parse(raw []byte) (*File, error) {
 			return nil, bad(fmt.Errorf("%s is %v of %v, not a matrix of float32", t.Name, shape, t.TensorView.DType()))
 		}
 		data := t.TensorView.Data()
-		p := &Param{Name: t.Name, Rows: int(shape[0]), Cols: int(shape[1]), Value: make([]float32, len(data)/4)}
+		p := &Param{Name: t.Name, Rows: int(shape[0]), Cols: int(shape[1]), Value: make([]float32, len(data)/4)} //nolint:gosec // held against the length below
 		if uint64(len(p.Value)) != shape[0]*shape[1] {
 			return nil, bad(fmt.Errorf("%s has another length than its shape", t.Name))
 		}

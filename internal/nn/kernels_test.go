@@ -213,7 +213,7 @@ func TestPseudoInverseInvertsAndIsDifferentiated(t *testing.T) {
 	for i := range x {
 		x[i] = rng.Float64() * 0.2
 		if i/m%m == i%m {
-			x[i] += 1
+			x[i]++
 		}
 	}
 	z, product := make([]float64, len(x)), make([]float64, m*m)

@@ -59,7 +59,7 @@ func (m *Memory) get(n int) []float32 {
 		return make([]float32, n, c)
 	}
 	m.maps = append(m.maps, raw)
-	return unsafe.Slice((*float32)(unsafe.Pointer(&raw[0])), c)[:n]
+	return unsafe.Slice((*float32)(unsafe.Pointer(&raw[0])), c)[:n] //nolint:gosec // a mapping of 4·c bytes, aligned to a page
 }
 
 // put takes back what get lent.

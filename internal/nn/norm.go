@@ -225,7 +225,7 @@ func normBack[T Float](dx, dresidual, x, p, q, r, y, dy []T) {
 	}
 	for i, v := range x {
 		d := dy[i]
-		if y != nil && !(y[i] > 0) {
+		if y != nil && y[i] <= 0 {
 			d = 0
 		}
 		if dx != nil {

@@ -9,7 +9,7 @@ import (
 // workers is how many goroutines share one piece of work. It never changes a result.
 var workers atomic.Int32
 
-func init() { workers.Store(int32(min(runtime.GOMAXPROCS(0), 64))) }
+func init() { workers.Store(int32(min(runtime.GOMAXPROCS(0), 64))) } //nolint:gosec // at most 64
 
 // SetWorkers sets how many goroutines share the work of an operation, at least 1. The default is one a
 // core. Results are the same for any number.

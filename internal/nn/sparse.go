@@ -34,7 +34,7 @@ func Submanifold(sites []Site) *Rulebook {
 			}
 			for o, s := range sites {
 				if i, there := places.at(Site{s.Map, s.X + dx, s.Y + dy}); there {
-					r.In, r.Out = append(r.In, int32(i)), append(r.Out, int32(o))
+					r.In, r.Out = append(r.In, int32(i)), append(r.Out, int32(o)) //nolint:gosec // rows of a batch are few
 				}
 			}
 		}
@@ -72,7 +72,7 @@ func Strided(sites []Site) *Rulebook {
 					places.put(o, at)
 				}
 				r := &b.Rules[dy*3+dx]
-				r.In, r.Out = append(r.In, int32(i)), append(r.Out, int32(at))
+				r.In, r.Out = append(r.In, int32(i)), append(r.Out, int32(at)) //nolint:gosec // rows of a batch are few
 			}
 		}
 	}
@@ -129,12 +129,12 @@ func newPlaces(sites []Site) *places {
 }
 
 func (p *places) slot(s Site) int {
-	h := (uint64(uint32(s.Map))*0x9e3779b97f4a7c15 ^ uint64(uint32(s.X))*0xc2b2ae3d27d4eb4f ^ uint64(uint32(s.Y))*0x165667b19e3779f9)
+	h := (uint64(uint32(s.Map))*0x9e3779b97f4a7c15 ^ uint64(uint32(s.X))*0xc2b2ae3d27d4eb4f ^ uint64(uint32(s.Y))*0x165667b19e3779f9) //nolint:gosec // any bits will do
 	h ^= h >> 29
 	h *= 0xbf58476d1ce4e5b9
 	h ^= h >> 32
-	mask := len(p.rows) - 1
-	for i := int(h) & mask; ; i = (i + 1) & mask {
+	mask := len(p.rows) - 1                                // a power of two less one
+	for i := int(h & uint64(mask)); ; i = (i + 1) & mask { //nolint:gosec // no larger than the mask
 		if p.rows[i] < 0 || p.keys[i] == s {
 			return i
 		}
@@ -163,7 +163,7 @@ func (p *places) put(s Site, row int) {
 	if p.rows[i] < 0 {
 		p.n++
 	}
-	p.keys[i], p.rows[i] = s, int32(row)
+	p.keys[i], p.rows[i] = s, int32(row) //nolint:gosec // rows of a batch are few
 }
 
 // SparseConv convolves x [sites,in] by a rulebook, without bias: w is [9·in,out], one matrix an offset of
@@ -291,7 +291,7 @@ func (r Rule) Rows(in int) (ins, outs []int32) {
 	}
 	ins = make([]int32, in)
 	for i := range ins {
-		ins[i] = int32(i) //nolint:gosec // rows of a batch are few
+		ins[i] = int32(i)
 	}
 	return ins, ins
 }

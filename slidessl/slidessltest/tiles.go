@@ -216,7 +216,7 @@ func Look(site int) func(tile int, pixels []uint8) {
 	var table [3][256]uint8
 	for k, p := range powers {
 		for v := range 256 {
-			table[k][v] = uint8(math.Round(255 * math.Pow(float64(v)/255, p))) //nolint:gosec // 0 to 255
+			table[k][v] = uint8(math.Round(255 * math.Pow(float64(v)/255, p)))
 		}
 	}
 	return func(_ int, pixels []uint8) {

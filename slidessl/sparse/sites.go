@@ -18,7 +18,7 @@ func Sites(at []view.Place, bags nn.Segments) (sites []nn.Site, rows [][]int32) 
 		}
 		seen := map[nn.Site]int{}
 		for i := bags[b]; i < bags[b+1]; i++ {
-			s := nn.Site{Map: int32(b), X: int32(at[i].X - low.X), Y: int32(at[i].Y - low.Y)} //nolint:gosec // bags of a batch are few
+			s := nn.Site{Map: int32(b), X: int32(at[i].X - low.X), Y: int32(at[i].Y - low.Y)}
 			k, there := seen[s]
 			if !there {
 				k = len(sites)

@@ -18,7 +18,7 @@ import (
 func Gradient(t *testing.T, k nn.Kernel[float64], out int, lengths ...int) {
 	t.Helper()
 	in := make([][]float64, len(lengths))
-	rng := rand.New(rand.NewPCG(1, uint64(out)))
+	rng := rand.New(rand.NewPCG(1, uint64(out))) //nolint:gosec // a length
 	for i, n := range lengths {
 		in[i] = make([]float64, n)
 		for j := range in[i] {
@@ -31,7 +31,7 @@ func Gradient(t *testing.T, k nn.Kernel[float64], out int, lengths ...int) {
 // GradientAt is Gradient at given inputs; wanted, where it is not nil, says which of them are differentiated.
 func GradientAt(t *testing.T, k nn.Kernel[float64], out int, in [][]float64, wanted []bool) {
 	t.Helper()
-	rng := rand.New(rand.NewPCG(2, uint64(out)))
+	rng := rand.New(rand.NewPCG(2, uint64(out))) //nolint:gosec // a length
 	direction := make([]float64, out)
 	for i := range direction {
 		direction[i] = rng.NormFloat64()
@@ -84,7 +84,7 @@ func GradientAt(t *testing.T, k nn.Kernel[float64], out int, in [][]float64, wan
 // lengths: outputs and gradients within tolerance of the largest number.
 func Single(t *testing.T, single nn.Kernel[float32], double nn.Kernel[float64], tolerance float64, out int, lengths ...int) {
 	t.Helper()
-	rng := rand.New(rand.NewPCG(3, uint64(out)))
+	rng := rand.New(rand.NewPCG(3, uint64(out))) //nolint:gosec // a length
 	in32, in64 := make([][]float32, len(lengths)), make([][]float64, len(lengths))
 	din32, din64 := make([][]float32, len(lengths)), make([][]float64, len(lengths))
 	draw := func(n int) ([]float32, []float64) {
