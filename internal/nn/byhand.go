@@ -1,5 +1,7 @@
 package nn
 
+import "strconv"
+
 // ByHand is one training step of the sparse aggregator with projector and NT-Xent written out, without a
 // graph: what the graph's time and memory are measured against. Its buffers live from step to step, and
 // gradients that are dead are written over.
@@ -102,24 +104,26 @@ func (b *ByHand) Step(x []float32, half, same *Rulebook, bags Segments) float64 
 	mean.Forward(h, [][]float32{y[3]})
 	z, acts := h, [][]float32{h}
 	var lins [3]Kernel[float32]
-	heads := make([]Kernel[float32], 2)
-	rs := make([][]float32, 2)
-	for i, l := range b.Layers {
+	apply := func(i int) []float32 { // a linear layer
+		l := b.Layers[i]
 		lins[i] = linear[float32](rows, l.W.Rows, l.W.Cols)
-		out := b.buffer("l"+string(rune('0'+i)), rows*l.W.Cols)
+		out := b.buffer("l"+strconv.Itoa(i), rows*l.W.Cols)
 		lins[i].Forward(out, [][]float32{z, l.W.Value, l.B.Value})
-		if i == 2 {
-			z = out
-			break
-		}
-		rs[i] = b.buffer("r"+string(rune('0'+i)), len(out))
-		act := relu[float32]()
-		act.Forward(rs[i], [][]float32{out})
-		heads[i] = b.norm(b.Heads[i], rows, false)
-		z = b.buffer("n"+string(rune('0'+i)), len(out))
-		heads[i].Forward(z, [][]float32{rs[i], b.Heads[i].Gamma.Value, b.Heads[i].Beta.Value})
-		acts = append(acts, z)
+		return out
 	}
+	var heads []Kernel[float32]
+	var rs [][]float32
+	for i, head := range b.Heads {
+		out := apply(i)
+		r := b.buffer("r"+strconv.Itoa(i), len(out))
+		act := relu[float32]()
+		act.Forward(r, [][]float32{out})
+		k := b.norm(head, rows, false)
+		z = b.buffer("n"+strconv.Itoa(i), len(out))
+		k.Forward(z, [][]float32{r, head.Gamma.Value, head.Beta.Value})
+		heads, rs, acts = append(heads, k), append(rs, r), append(acts, z)
+	}
+	z = apply(2)
 	loss := [1]float32{}
 	lossKernel := ntxent[float32](rows, b.Layers[2].W.Cols, b.Tau)
 	lossKernel.Forward(loss[:], [][]float32{z})
@@ -129,12 +133,12 @@ func (b *ByHand) Step(x []float32, half, same *Rulebook, bags Segments) float64 
 	lossKernel.Backward([][]float32{g}, nil, nil, []float32{1})
 	for i := 2; i >= 0; i-- {
 		l := b.Layers[i]
-		to := b.buffer("gl"+string(rune('0'+i)), rows*l.W.Rows)
+		to := b.buffer("gl"+strconv.Itoa(i), rows*l.W.Rows)
 		lins[i].Backward([][]float32{to, gradOf(l.W), gradOf(l.B)}, [][]float32{acts[i], l.W.Value, nil}, nil, g)
 		g = to
 		if i > 0 {
 			k := i - 1
-			gr := b.buffer("gr"+string(rune('0'+k)), len(g))
+			gr := b.buffer("gr"+strconv.Itoa(k), len(g))
 			heads[k].Backward([][]float32{gr, gradOf(b.Heads[k].Gamma), gradOf(b.Heads[k].Beta)}, [][]float32{rs[k], b.Heads[k].Gamma.Value, nil}, nil, g)
 			reluBack(g, rs[k], gr)
 		}
