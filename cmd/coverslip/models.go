@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"coverslip"
@@ -26,7 +27,7 @@ type encoderFlags struct {
 
 type modelsCmd struct {
 	Add    modelsAddCmd    `cmd:"" help:"Add an encoder: an ONNX file and its specification."`
-	List   modelsListCmd   `cmd:"" help:"List the encoders there are, and those whose file is yours to bring."`
+	List   modelsListCmd   `cmd:"" help:"List the encoders and aggregators there are, and encoders whose file is yours to bring."`
 	Show   modelsShowCmd   `cmd:"" help:"Show the specification of one."`
 	Verify modelsVerifyCmd `cmd:"" help:"Hash the files again and compare."`
 }
@@ -219,7 +220,41 @@ func (c *modelsListCmd) Run(e *env) error {
 	if !e.json {
 		e.table(rows...)
 	}
+	aggregators, err := p.aggregators(e)
+	if err != nil {
+		return err
+	}
+	rows = []string{"", "aggregator\tstate\tnumbers\tfrom"}
+	for _, l := range aggregators {
+		if e.json {
+			if err := e.emit(l); err != nil {
+				return err
+			}
+			continue
+		}
+		dim := "as its encoder"
+		if l.Dim > 0 {
+			dim = strconv.Itoa(l.Dim)
+		}
+		rows = append(rows, fmt.Sprintf("%s\t%s\t%s\t%s", l.Name, l.State, dim, l.Source))
+	}
+	if !e.json {
+		e.table(rows...)
+	}
 	return nil
+}
+
+// aggregators lists the rules and those that were trained.
+func (p *platform) aggregators(ctx context.Context) ([]modelLine, error) {
+	var lines []modelLine
+	for _, a := range rules {
+		lines = append(lines, modelLine{Model: a.Model(), State: "ships"})
+	}
+	added, err := p.DB.AddedModels(ctx, coverslip.AggregatorModel)
+	for _, m := range added {
+		lines = append(lines, modelLine{Model: m.Model, State: "trained"})
+	}
+	return lines, err
 }
 
 // encoders lists what ships, what was added, and what could be.
@@ -258,7 +293,7 @@ func (p *platform) encoders(ctx context.Context) ([]modelLine, error) {
 }
 
 type modelsShowCmd struct {
-	Name string `arg:"" help:"Which encoder."`
+	Name string `arg:"" help:"Which encoder or aggregator."`
 	dataFlags
 }
 
@@ -276,6 +311,13 @@ func (c *modelsShowCmd) Run(e *env) error {
 	defer p.Close()
 	spec, err := p.spec(e, c.Name)
 	if coverslip.KindOf(err) == coverslip.NotFound {
+		if m, err := p.DB.AddedModel(e, coverslip.AggregatorModel, c.Name); err == nil { // its card
+			if e.json {
+				return e.emit(m)
+			}
+			e.printf("%s\n", m.Spec)
+			return nil
+		}
 		if s, ok := encoder.Shipped(c.Name); ok {
 			spec, err = s, nil
 		}
@@ -294,7 +336,7 @@ func (c *modelsShowCmd) Run(e *env) error {
 }
 
 type modelsVerifyCmd struct {
-	Name []string `arg:"" optional:"" help:"Which encoders (all there are)."`
+	Name []string `arg:"" optional:"" help:"Which encoders or aggregators (all there are)."`
 	dataFlags
 }
 
@@ -303,7 +345,7 @@ func (modelsVerifyCmd) Help() string {
 	return "Example:\n  coverslip models verify\n\nExit code 1 when a file is not what it was when it was added."
 }
 
-// Run hashes the files of encoders again.
+// Run hashes the files again.
 func (c *modelsVerifyCmd) Run(e *env) error {
 	p, err := c.connect(e)
 	if err != nil {
@@ -321,17 +363,28 @@ func (c *modelsVerifyCmd) Run(e *env) error {
 				names = append(names, l.Name)
 			}
 		}
+		added, err := p.DB.AddedModels(e, coverslip.AggregatorModel)
+		if err != nil {
+			return err
+		}
+		for _, m := range added {
+			names = append(names, m.Name)
+		}
 	}
 	failed := 0
 	for _, name := range names {
 		spec, err := p.spec(e, name)
+		sum := spec.SHA256
 		if err == nil {
 			err = p.verify(e, spec)
+		} else if m, e2 := p.DB.AddedModel(e, coverslip.AggregatorModel, name); e2 == nil {
+			sum = m.SHA256
+			_, err = p.aggregator(e, name) // it compares the file's hash
 		}
 		if e.Err() != nil {
 			return e.Err()
 		}
-		line := map[string]any{"name": name, "sha256": spec.SHA256, "ok": err == nil}
+		line := map[string]any{"name": name, "sha256": sum, "ok": err == nil}
 		if err != nil {
 			failed++
 			line["reason"] = err.Error()

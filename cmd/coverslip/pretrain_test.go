@@ -165,6 +165,32 @@ func TestPretrainEmbedProbe(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 	})
+	t.Run("ModelsKnowsIt", func(t *testing.T) {
+		for _, args := range [][]string{{"models", "list"}, {"models", "show", "first"}, {"models", "verify", "first"}} {
+			if code, out, stderr := coverslipRun(t, append(args, "--data", data)...); code != exitDone || !strings.Contains(out, "first") {
+				t.Errorf("%v: exit %d, %s%s", args, code, out, stderr)
+			}
+		}
+		found, err := filepath.Glob(filepath.Join(data, "blobs", "models", hash, "*"))
+		if err != nil || len(found) != 1 {
+			t.Fatal(found, err)
+		}
+		raw, err := os.ReadFile(found[0])
+		if err == nil {
+			raw[len(raw)-1] ^= 1
+			err = errors.Join(os.Remove(found[0]), os.WriteFile(found[0], raw, 0o600))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if code, out, _ := coverslipRun(t, "models", "verify", "first", "--data", data); code != exitFailed || !strings.Contains(out, "SHA-256") {
+			t.Errorf("a changed file: exit %d, %s", code, out)
+		}
+		raw[len(raw)-1] ^= 1
+		if err := os.WriteFile(found[0], raw, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	})
 	t.Run("StoredViews", func(t *testing.T) {
 		trained(t, data, "--out", "views", "--epochs", "3", "--views", "--kind", "sparse")
 		if _, r := embedResults(t, data, "--aggregator", "views"); r.Changed != 24 || r.Dim != 16 {
