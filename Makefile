@@ -25,7 +25,7 @@ demo: build ## a real slide in, its embedding out, on embedded defaults
 
 test: ## vet and all tests with the race detector (under 10 minutes on 2 cores)
 	@./setup.sh test
-	go test -race -vet=all ./...
+	go test -race -vet=all -timeout 30m ./...
 
 test-full: .tools/versitygw .tools/schemathesis/bin/schemathesis ## the same with a real S3 server and the slow suites
 	@./setup.sh test
