@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"coverslip"
@@ -107,7 +108,7 @@ func (c *benchFleetCmd) fleet(e *env) (r fleetRun, err error) {
 	if err != nil {
 		return r, err
 	}
-	var log bytes.Buffer // of whoever writes it last; read when something went wrong
+	var log sharedLog // read when something went wrong
 	program := func(args ...string) *exec.Cmd {
 		cmd := exec.CommandContext(e, own, append(args, "--data", filepath.Join(dir, "data"))...) //nolint:gosec // this program
 		cmd.Env = append(os.Environ(), "DATABASE_URL="+server.URL(), "BLOB_URL="+filepath.Join(dir, "blobs"))
@@ -117,7 +118,7 @@ func (c *benchFleetCmd) fleet(e *env) (r fleetRun, err error) {
 	timed := func(took *time.Duration, args ...string) error {
 		began := time.Now()
 		if out, err := program(args...).Output(); err != nil {
-			return fmt.Errorf("coverslip %s: %w\n%s%s", args[0], err, out, log.Bytes())
+			return fmt.Errorf("coverslip %s: %w\n%s%s", args[0], err, out, log.String())
 		}
 		*took = time.Since(began)
 		return nil
@@ -131,7 +132,7 @@ func (c *benchFleetCmd) fleet(e *env) (r fleetRun, err error) {
 	}
 	began := time.Now()
 	if err := c.work(e, db, &r, func() *exec.Cmd { return program("work") }); err != nil {
-		return r, fmt.Errorf("%w\n%s", err, log.Bytes())
+		return r, fmt.Errorf("%w\n%s", err, log.String())
 	}
 	r.encode = time.Since(began)
 	r.cpu += treeCPU(postmaster(dir)) - before
@@ -333,4 +334,24 @@ func (c *benchFleetCmd) weigh(e *env, db *storage.DB, r *fleetRun) error {
 		return err
 	}
 	return db.Pool().QueryRow(e, `select pg_table_size('embeddings'), pg_indexes_size('embeddings')`).Scan(&r.embeddings, &r.indexes)
+}
+
+// sharedLog is what several processes write, and somebody may read meanwhile.
+type sharedLog struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+// Write adds to it.
+func (l *sharedLog) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+// String is what was written so far.
+func (l *sharedLog) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }

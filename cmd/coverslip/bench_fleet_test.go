@@ -14,7 +14,7 @@ import (
 func TestSimulatedTCGA(t *testing.T) {
 	needsRuntime(t)
 	t.Setenv(asProgram, "1") // of the processes it starts
-	slides, kill := 300, 3*time.Second
+	slides, kill := 100, 2*time.Second
 	if os.Getenv("COVERSLIP_FULL") == "1" {
 		slides, kill = 12_000, 20*time.Second
 	}

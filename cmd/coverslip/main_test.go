@@ -359,7 +359,7 @@ print(f["slides"][list(f["names"]).index("CMU-1-Small-Region.svs")])`, file).Com
 type program struct {
 	cmd *exec.Cmd
 	url string
-	log *bytes.Buffer
+	log *sharedLog
 }
 
 func up(t *testing.T, data string) *program {
@@ -370,7 +370,7 @@ func up(t *testing.T, data string) *program {
 // launch runs the program in a process of its own, which ends with the test.
 func launch(t *testing.T, args ...string) *program {
 	t.Helper()
-	p := &program{cmd: exec.Command(os.Args[0], args...), log: &bytes.Buffer{}}
+	p := &program{cmd: exec.Command(os.Args[0], args...), log: &sharedLog{}}
 	p.cmd.Env = append(os.Environ(), asProgram+"=1")
 	p.cmd.Stderr = p.log
 	t.Cleanup(p.kill)
