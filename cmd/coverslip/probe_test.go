@@ -44,7 +44,8 @@ func probeCohort(t *testing.T, data string, n int, change func(i int, m *coversl
 			if err := tx.PutBag(t.Context(), bag); err != nil {
 				return err
 			}
-			for aggregator, signal := range map[string]float64{"mean": 0.3, "sharp": 1.5} {
+			for k, aggregator := range []string{"mean", "sharp"} { // in order: each draws
+				signal := []float64{0.3, 1.5}[k]
 				v := make([]float32, 8)
 				for j := range v {
 					v[j] = float32(rng.NormFloat64())
