@@ -167,9 +167,14 @@ func TestFault19ADeadWorkersSlideGoesOnElsewhere(t *testing.T) {
 	both := f.ingest(variants(t, large(t), 2)...)
 	first := f.worker()
 	f.state(both[0], coverslip.Embedded)
+	tooFast := false
 	f.until("a checkpoint of the second slide is told", func(ctx context.Context) bool {
-		return f.number(`select count(*) from leases where kept >= 512`) == 1
+		tooFast = f.number(`select count(*) from slides where state = 'embedded'`) == 2
+		return tooFast || f.number(`select count(*) from leases where kept >= 512`) == 1
 	})
+	if tooFast {
+		t.Skip("the slide was done before a heartbeat told of its checkpoint: there is nothing to take over")
+	}
 	send(t, first, syscall.SIGKILL)
 	killed := time.Now()
 	second := f.worker()
