@@ -1,13 +1,13 @@
 package main
 
 import (
+	"os"
+
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/plotter"
 	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
 	"gonum.org/v1/plot/vg/vgimg"
-
-	"os"
 
 	"coverslip/slidessl"
 )
