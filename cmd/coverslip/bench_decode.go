@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -74,6 +75,8 @@ func readAll(ctx context.Context, path string, plan coverslip.Plan, workers int)
 	defer slide.Close()
 	tiles := slide.Tiles(plan)
 	took := make([]float64, workers)
+	const run = 16 // tiles that a worker takes at a time, as an encoder's workers take batches
+	var next atomic.Int64
 	g, ctx := errgroup.WithContext(ctx)
 	for w := range workers {
 		g.Go(func() error {
@@ -82,12 +85,17 @@ func readAll(ctx context.Context, path string, plan coverslip.Plan, workers int)
 			began, waited := time.Now(), runDelay()
 			defer func() { took[w] = (time.Since(began) - (runDelay() - waited)).Seconds() }()
 			dst := make([]byte, plan.Size*plan.Size*3)
-			for i := w * tiles.Len() / workers; i < (w+1)*tiles.Len()/workers; i++ {
-				if err := tiles.ReadTile(ctx, dst, i); err != nil {
-					return err
+			for {
+				from := int(next.Add(run)) - run
+				if from >= tiles.Len() {
+					return nil
+				}
+				for i := from; i < min(from+run, tiles.Len()); i++ {
+					if err := tiles.ReadTile(ctx, dst, i); err != nil {
+						return err
+					}
 				}
 			}
-			return nil
 		})
 	}
 	err = g.Wait()
