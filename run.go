@@ -42,7 +42,7 @@ type Prediction struct {
 	Patient string  `json:"patient"`
 	// P is the probability of each class; of survival the one log hazard.
 	P     []float64 `json:"p"`
-	Truth int       `json:"truth"` // its class
+	Truth int       `json:"truth"` // its class; -1 where it is not known
 	// Time and Event are the truth of survival: until the event or, without one, until the patient was
 	// last seen.
 	Time  float64 `json:"time,omitempty"`

@@ -352,13 +352,22 @@ func (ev *evaluation) majority(s split.Split) ([]float64, error) {
 
 // finish adds the baselines that are not among the methods, keeps the run and shows it.
 func (ev *evaluation) finish(e *env, p *platform, kind coverslip.ModelKind, settings any, methods []coverslip.Method, predictions []coverslip.Prediction) error {
+	methods, predictions, err := ev.baselines(e, methods, predictions)
+	if err != nil {
+		return err
+	}
+	return ev.keep(e, p, kind, settings, methods, predictions)
+}
+
+// baselines adds those that are not among the methods.
+func (ev *evaluation) baselines(e *env, methods []coverslip.Method, predictions []coverslip.Prediction) ([]coverslip.Method, []coverslip.Prediction, error) {
 	has := func(name string) bool {
 		return slices.ContainsFunc(methods, func(m coverslip.Method) bool { return m.Name == name })
 	}
 	if !has(report.MeanPooling) {
 		more, note, err := ev.probe(e, report.MeanPooling, ev.baseline, ev.mean)
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
 		methods = append(methods, coverslip.Method{Name: report.MeanPooling, Baseline: true, Note: note})
 		predictions = append(predictions, more...)
@@ -366,11 +375,16 @@ func (ev *evaluation) finish(e *env, p *platform, kind coverslip.ModelKind, sett
 	if !has(report.MajorityClass) {
 		more, err := ev.judge(e, report.MajorityClass, 1, ev.majority)
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
 		methods = append(methods, coverslip.Method{Name: report.MajorityClass, Baseline: true})
 		predictions = append(predictions, more...)
 	}
+	return methods, predictions, nil
+}
+
+// keep writes the run and shows it.
+func (ev *evaluation) keep(e *env, p *platform, kind coverslip.ModelKind, settings any, methods []coverslip.Method, predictions []coverslip.Prediction) error {
 	run := coverslip.Run{Kind: kind, Cohort: ev.flags.Cohort, Label: ev.flags.Label, Classes: ev.classes, Methods: methods, LeftOut: ev.left, Notes: ev.notes}
 	if ev.event != "" {
 		run.Classes = nil

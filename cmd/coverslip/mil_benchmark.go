@@ -1,36 +1,14 @@
 package main
 
 import (
-	"encoding/csv"
 	"fmt"
-	"io"
 	"math"
 	"path/filepath"
 	"slices"
-	"strconv"
 
 	"coverslip/mil"
 	"coverslip/mil/metric"
 )
-
-// writePredicted writes a CSV.
-func writePredicted(w io.Writer, all []predicted, names []string) error {
-	out := csv.NewWriter(w)
-	_ = out.Write(append([]string{"slide", "name", "class", "trained_on", "reason"}, names...)) // Error tells
-	for _, o := range all {
-		line := []string{string(o.Slide), o.Name, o.Class, strconv.FormatBool(o.Trained), o.Reason}
-		for _, n := range names {
-			cell := ""
-			if o.P != nil {
-				cell = strconv.FormatFloat(o.P[n], 'g', 9, 64)
-			}
-			line = append(line, cell)
-		}
-		_ = out.Write(line)
-	}
-	out.Flush()
-	return out.Error()
-}
 
 type milBenchmarkCmd struct {
 	Dir    string   `arg:"" type:"existingdir" help:"The folder with musk1.csv.gz, musk2, fox, tiger and elephant."`

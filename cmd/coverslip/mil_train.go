@@ -6,13 +6,10 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
 	"runtime"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 
 	"coverslip"
@@ -428,131 +425,4 @@ func (c *cohortBags) held(ctx context.Context) (mil.Dataset, error) {
 		held[i] = h
 	}
 	return held, nil
-}
-
-type milPredictCmd struct {
-	Classifier string `arg:"" type:"existingfile" placeholder:"FILE" help:"A classifier that mil train --save wrote."`
-	Cohort     string `required:"" placeholder:"NAME" help:"The slides."`
-	Out        string `type:"path" placeholder:"FILE" help:"Write a CSV there."`
-	dataFlags
-}
-
-// Help is shown by coverslip mil predict --help.
-func (milPredictCmd) Help() string {
-	return `Examples:
-  coverslip mil predict gated.safetensors --cohort new
-  coverslip mil predict gated.safetensors --cohort new --out predictions.csv
-  coverslip mil predict gated.safetensors --cohort new --json
-
-Slides the classifier was trained on are marked: what it says of them shows nothing.`
-}
-
-// predicted is what is printed of a slide.
-type predicted struct {
-	Slide   coverslip.SlideID  `json:"slide"`
-	Name    string             `json:"name"`
-	Class   string             `json:"class,omitempty"`
-	P       map[string]float64 `json:"p,omitempty"`
-	Trained bool               `json:"trained_on,omitempty"`
-	Reason  string             `json:"reason,omitempty"` // why there is none
-}
-
-// Run predicts.
-func (c *milPredictCmd) Run(e *env) error {
-	k, err := mil.Load(c.Classifier)
-	if err != nil {
-		return err
-	}
-	names := k.Card.Names
-	for len(names) < k.Classes {
-		names = append(names, strconv.Itoa(len(names)))
-	}
-	p, err := c.connect(e)
-	if err != nil {
-		return err
-	}
-	defer p.Close()
-	members, err := p.DB.Members(e, c.Cohort)
-	if err != nil {
-		return err
-	}
-	stored, err := p.bagsOf(e, c.Cohort, k.Card.Encoder)
-	if err != nil {
-		return err
-	}
-	seen := map[string]bool{}
-	for _, id := range k.Card.Slides {
-		seen[id] = true
-	}
-	var all []predicted
-	failed := 0
-	for _, m := range members {
-		out := predicted{Slide: m.Slide, Name: m.Name, Trained: seen[string(m.Slide)]}
-		b, there := stored[m.Slide]
-		var said mil.Prediction
-		switch {
-		case !there:
-			out.Reason = "no bag under encoder " + k.Card.Encoder
-		case b.Tiles == 0:
-			out.Reason = "its bag is empty: no tissue was found"
-		default:
-			said, err = predictOne(e, k, &cohortBags{p, []coverslip.Bag{b}, []string{m.Name}}, 0)
-			if e.Err() != nil {
-				return e.Err()
-			}
-			if err != nil {
-				out.Reason = err.Error()
-			}
-		}
-		if out.Reason != "" {
-			failed++
-		} else {
-			out.P = map[string]float64{}
-			top := 0
-			for i, v := range said.P {
-				out.P[names[i]] = v
-				if v > said.P[top] {
-					top = i
-				}
-			}
-			out.Class = names[top]
-		}
-		all = append(all, out)
-	}
-	if c.Out != "" {
-		if err := publish(c.Out, func(w io.Writer) error { return writePredicted(w, all, names) }); err != nil {
-			return err
-		}
-	}
-	rows := []string{"slide\tclass\t" + strings.Join(names, "\t") + "\t"}
-	for _, o := range all {
-		if e.json {
-			if err := e.emit(o); err != nil {
-				return err
-			}
-			continue
-		}
-		if o.Reason != "" {
-			rows = append(rows, o.Name+"\t–\t"+strings.Repeat("\t", len(names))+o.Reason)
-			continue
-		}
-		line := o.Name + "\t" + o.Class
-		for _, n := range names {
-			line += fmt.Sprintf("\t%.3f", o.P[n])
-		}
-		if o.Trained {
-			line += "\ttrained on"
-		}
-		rows = append(rows, line)
-	}
-	if !e.json {
-		e.table(rows...)
-		if c.Out != "" {
-			e.printf("wrote %s\n", c.Out)
-		}
-	}
-	if failed > 0 {
-		return &someFailed{failed}
-	}
-	return nil
 }

@@ -18,6 +18,7 @@ import (
 )
 
 // milCohort makes a cohort of slides with bags, the class of which is whether one tile has a large first feature.
+// Slides beyond 60 are in a cohort of their own, new.
 func milCohort(t *testing.T, data string, n int) {
 	t.Helper()
 	e := &env{Context: t.Context(), out: os.Stdout, err: os.Stderr}
@@ -42,8 +43,16 @@ func milCohort(t *testing.T, data string, n int) {
 				m.Labels = nil
 			case 4: // and an empty bag
 				m.Labels["tumour type"] = "ductal carcinoma"
+			case 70:
+				m.Labels["tumour type"] = "mixed"
+			case 71:
+				m.Labels = nil
 			}
-			if err := tx.AddToCohort(t.Context(), "some", m); err != nil {
+			cohort := "some"
+			if i >= 60 {
+				cohort = "new"
+			}
+			if err := tx.AddToCohort(t.Context(), cohort, m); err != nil {
 				return err
 			}
 			if i == 5 { // no bag
@@ -98,7 +107,7 @@ func milCohort(t *testing.T, data string, n int) {
 
 func TestMILIsTrainedJudgedSavedAndApplied(t *testing.T) {
 	data, dir := dataFolder(t), t.TempDir()
-	milCohort(t, data, 60)
+	milCohort(t, data, 72)
 	file := filepath.Join(dir, "abmil.safetensors")
 	train := func(args ...string) (int, string, string) {
 		var out, errs strings.Builder
@@ -181,6 +190,57 @@ func TestMILIsTrainedJudgedSavedAndApplied(t *testing.T) {
 	}
 	if raw, err := os.ReadFile(filepath.Join(dir, "p.csv")); err != nil || strings.Count(string(raw), "\n") != 61 {
 		t.Errorf("%v %s", err, raw)
+	}
+
+	// Of slides it has not seen a run is kept, beside the baselines, and shown again.
+	list.Reset()
+	if code := run(t.Context(), []string{"mil", "predict", file, "--cohort", "new", "--data", data, "--json", "--bootstraps", "50"}, &list, &warn); code != 0 {
+		t.Fatalf("predict: %d %s", code, warn.String())
+	}
+	lines := strings.Split(strings.TrimSpace(list.String()), "\n")
+	for _, args := range [][]string{nil, {"runs", "show"}} {
+		line := lines[len(lines)-1]
+		var kept struct {
+			Run     coverslip.Run
+			Slides  int
+			Unknown int
+			Groups  []struct {
+				Methods []struct {
+					Name    string
+					Figures []struct {
+						Name  string
+						Value float64
+					}
+				}
+			}
+		}
+		if err := json.Unmarshal([]byte(line), &kept); err != nil {
+			t.Fatal(err, line)
+		}
+		if args != nil {
+			list.Reset()
+			if code := run(t.Context(), append(args, kept.Run.ID, "--data", data, "--json", "--bootstraps", "50"), &list, &warn); code != 0 || strings.TrimSpace(list.String()) != line {
+				t.Errorf("shown again it is another: %d\n%s\n%s", code, line, list.String())
+			}
+			continue
+		}
+		if len(lines) != 13 || kept.Slides != 10 || kept.Unknown != 1 || len(kept.Run.LeftOut) != 1 || !strings.Contains(kept.Run.LeftOut[0].Reason, "mixed") {
+			t.Errorf("%d lines, %d slides, %d unknown, left out %v", len(lines), kept.Slides, kept.Unknown, kept.Run.LeftOut)
+		}
+		m := kept.Groups[0].Methods
+		if len(m) != 3 || m[0].Name != "abmil" || m[0].Figures[0].Name != "auc" || m[0].Figures[0].Value != 1 || m[1].Name != "mean pooling" || m[2].Figures[0].Value != 0.5 {
+			t.Errorf("methods %+v", m)
+		}
+		if strings.Count(kept.Run.Splits, "\ttrain") != 57 || strings.Count(kept.Run.Splits, "\ttest") != 11 {
+			t.Errorf("splits: %s", kept.Run.Splits)
+		}
+	}
+	var shown strings.Builder
+	if code := run(t.Context(), []string{"mil", "predict", file, "--cohort", "new", "--data", data, "--bootstraps", "0"}, &shown, &warn); code != 0 || !strings.Contains(shown.String(), "gain over mean pooling") || !strings.Contains(shown.String(), "1 more predicted") {
+		t.Errorf("%d %s", code, shown.String())
+	}
+	if code := run(t.Context(), []string{"mil", "predict", file, "--cohort", "new", "--label", "grade", "--data", data}, &shown, &warn); code != exitFailed || !strings.Contains(warn.String(), `no label column "grade"`) {
+		t.Errorf("a column that is none: %d %s", code, warn.String())
 	}
 
 	again, second, errs := train("--model", "abmil,max", "--json")

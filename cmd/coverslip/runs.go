@@ -123,32 +123,12 @@ func (e *env) showRun(run coverslip.Run, predictions []coverslip.Prediction, o r
 	if len(run.LeftOut) > 0 {
 		e.printf(", %d left out", len(run.LeftOut))
 	}
+	if r.Unknown > 0 {
+		e.printf(", %d more predicted whose class is not known", r.Unknown)
+	}
 	e.printf("\n\n")
-	rows := reportRows(r)
-	e.table(rows...)
-	var splits []string
-	for _, g := range r.Groups {
-		splits = append(splits, strings.TrimSpace(count(g.Splits, "split")+" of "+g.Name))
-	}
-	if len(r.Groups) == 1 && r.Groups[0].Name == "" {
-		splits[0] = count(r.Groups[0].Splits, "split")
-	}
-	e.printf("\nMeans over %s", strings.Join(splits, ", "))
-	if o.Draws > 0 {
-		e.printf("; in brackets %g %% intervals, from %d draws of patients", 100*r.Level, o.Draws)
-	}
-	e.printf("\n")
-	for _, m := range run.Methods {
-		if m.Note != "" {
-			e.printf("%s: %s\n", m.Name, m.Note)
-		}
-	}
-	for _, g := range r.Groups {
-		for _, m := range g.Methods {
-			if len(m.Figures) > 0 && m.Figures[0].Folds.Undefined > 0 {
-				e.printf("note: %s of %s is not defined in %s\n", report.Title(m.Figures[0].Name), strings.TrimSpace(g.Name+" "+m.Name), count(m.Figures[0].Folds.Undefined, "split"))
-			}
-		}
+	if len(r.Groups) > 0 {
+		e.showFigures(r)
 	}
 	for _, n := range run.Notes {
 		e.printf("note: %s\n", n)
@@ -167,6 +147,35 @@ func (e *env) showRun(run coverslip.Run, predictions []coverslip.Prediction, o r
 		e.printf("coverslip runs show %s --out DIR writes the page with the plots and the split file\n", run.ID[:12])
 	}
 	return nil
+}
+
+// showFigures prints the table of a report and what it rests on.
+func (e *env) showFigures(r report.Report) {
+	e.table(reportRows(r)...)
+	var splits []string
+	for _, g := range r.Groups {
+		splits = append(splits, strings.TrimSpace(count(g.Splits, "split")+" of "+g.Name))
+	}
+	if len(r.Groups) == 1 && r.Groups[0].Name == "" {
+		splits[0] = count(r.Groups[0].Splits, "split")
+	}
+	e.printf("\nMeans over %s", strings.Join(splits, ", "))
+	if r.Draws > 0 {
+		e.printf("; in brackets %g %% intervals, from %d draws of patients", 100*r.Level, r.Draws)
+	}
+	e.printf("\n")
+	for _, m := range r.Run.Methods {
+		if m.Note != "" {
+			e.printf("%s: %s\n", m.Name, m.Note)
+		}
+	}
+	for _, g := range r.Groups {
+		for _, m := range g.Methods {
+			if len(m.Figures) > 0 && m.Figures[0].Folds.Undefined > 0 {
+				e.printf("note: %s of %s is not defined in %s\n", report.Title(m.Figures[0].Name), strings.TrimSpace(g.Name+" "+m.Name), count(m.Figures[0].Folds.Undefined, "split"))
+			}
+		}
+	}
 }
 
 // reportRows are the table of a report; --json and the page have every figure.

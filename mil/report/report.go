@@ -30,7 +30,8 @@ type Report struct {
 	Run      coverslip.Run `json:"run"`
 	Slides   int           `json:"slides"` // tested
 	Patients int           `json:"patients"`
-	Level    float64       `json:"level"` // of all intervals
+	Unknown  int           `json:"unknown,omitempty"` // slides predicted whose class is not known: no figure counts them
+	Level    float64       `json:"level"`             // of all intervals
 	Draws    int           `json:"draws"`
 	Groups   []Group       `json:"groups"`
 
@@ -100,7 +101,15 @@ func Of(run coverslip.Run, predictions []coverslip.Prediction, o Options) Report
 		o.Level = 0.95
 	}
 	predictions = sorted(predictions)
-	r := Report{Run: run, Level: o.Level, Draws: o.Draws, predictions: predictions}
+	r := Report{Run: run, Level: o.Level, Draws: o.Draws}
+	unknown := map[coverslip.SlideID]bool{}
+	predictions = slices.DeleteFunc(predictions, func(p coverslip.Prediction) bool {
+		if p.Truth < 0 {
+			unknown[p.Slide] = true
+		}
+		return p.Truth < 0
+	})
+	r.predictions, r.Unknown = predictions, len(unknown)
 	// A unit is a slide; patients are drawn with all of theirs.
 	unit, patient := map[coverslip.SlideID]int{}, []string{}
 	patients := map[string]bool{}
@@ -303,7 +312,11 @@ func WritePredictions(w io.Writer, run coverslip.Run, predictions []coverslip.Pr
 		if len(run.Classes) == 0 {
 			line = append(line, number(p.Time), strconv.FormatBool(p.Event))
 		} else {
-			line = append(line, run.Classes[p.Truth])
+			label := ""
+			if p.Truth >= 0 {
+				label = run.Classes[p.Truth]
+			}
+			line = append(line, label)
 		}
 		for _, v := range p.P {
 			line = append(line, number(v))
