@@ -69,6 +69,7 @@ type cli struct {
 	Probe  probeCmd  `cmd:"" group:"Evaluation" help:"Judge embeddings by a linear classifier, beside mean pooling and the majority class."`
 	Runs   runsCmd   `cmd:"" group:"Evaluation" help:"List what was judged, or show it again: figures, intervals, plots, splits."`
 	MIL    milCmd    `cmd:"" name:"mil" group:"Evaluation" help:"Classifiers of bags, and where on a slide they look."`
+	Study  studyCmd  `cmd:"" group:"Evaluation" help:"Run a declared experiment: which choices make slide embeddings good."`
 	Splits splitsCmd `cmd:"" group:"Evaluation" help:"Divide slides into folds without leaking patients, or audit a split file."`
 
 	Bench  benchCmd  `cmd:"" group:"This machine" help:"Measure Coverslip on this machine beside its peers."`

@@ -54,6 +54,45 @@ const openAtOnce = 64
 // how to make it, unless it has no tissue. label is the column that Label reads; "" is none. Close the
 // result; ctx is for as long as it is read.
 func (in *Ingest) FindBags(ctx context.Context, cohort string, plain bool, label string) (*Stored, error) {
+	hint := "make them: coverslip encode --cohort " + cmp.Or(cohort, "NAME") + " --encoder " + in.Model.Name + " --views 50 --wait"
+	if plain {
+		hint = "make them: coverslip ingest SLIDE … --encoder " + in.Model.Name + " --wait"
+	}
+	return in.find(ctx, cohort, label, kind(plain), hint, func(b coverslip.Bag) bool { return (b.Views == nil) == plain })
+}
+
+// FindViews is FindBags of bags whose views were made in exactly this way.
+func (in *Ingest) FindViews(ctx context.Context, cohort string, views coverslip.Views, label string) (*Stored, error) {
+	return in.find(ctx, cohort, label, "these views", "make them: coverslip encode --cohort "+cmp.Or(cohort, "NAME")+" --encoder "+in.Model.Name+" --views …",
+		func(b coverslip.Bag) bool { return b.Views != nil && *b.Views == views })
+}
+
+// BagKeys are the keys of a cohort's bags, of views or, with nil, of all tiles as they are: of those that FindBags finds
+// and, of slides that have none, of those that Encode would make.
+func (in *Ingest) BagKeys(ctx context.Context, cohort string, views *coverslip.Views) ([]string, error) {
+	slides, err := in.DB.Slides(ctx, storage.SlideFilter{Cohort: cohort})
+	if err != nil {
+		return nil, err
+	}
+	keys := make([]string, len(slides))
+	for i, s := range slides {
+		keys[i] = BagKey(s.ID, in.planOf(s, coverslip.Budget{}), in.Mask, in.Model, views)
+		bags, err := in.DB.Bags(ctx, s.ID, in.Model.Name)
+		if err != nil {
+			return nil, err
+		}
+		bags = slices.DeleteFunc(bags, func(b coverslip.Bag) bool {
+			return (b.Views == nil) != (views == nil) || views != nil && *b.Views != *views
+		})
+		if len(bags) > 0 {
+			keys[i] = newest(bags).Key
+		}
+	}
+	return keys, nil
+}
+
+// find finds the bags that are wanted; what and hint say of the missing ones what they are and how they are made.
+func (in *Ingest) find(ctx context.Context, cohort, label, what, hint string, want func(coverslip.Bag) bool) (*Stored, error) {
 	const op = "find the bags"
 	members, err := in.members(ctx, cohort)
 	if err != nil {
@@ -66,7 +105,7 @@ func (in *Ingest) FindBags(ctx context.Context, cohort string, plain bool, label
 		if err != nil {
 			return nil, err
 		}
-		bags = slices.DeleteFunc(bags, func(b coverslip.Bag) bool { return (b.Views == nil) != plain })
+		bags = slices.DeleteFunc(bags, func(b coverslip.Bag) bool { return !want(b) })
 		switch {
 		case len(bags) == 0 && in.noTissue(ctx, m):
 			s.Without = append(s.Without, m)
@@ -78,12 +117,8 @@ func (in *Ingest) FindBags(ctx context.Context, cohort string, plain bool, label
 			s.Members, s.Bags = append(s.Members, m), append(s.Bags, newest(bags))
 		}
 	}
-	hint := "make them: coverslip encode --cohort " + cmp.Or(cohort, "NAME") + " --encoder " + in.Model.Name + " --views 50 --wait"
-	if plain {
-		hint = "make them: coverslip ingest SLIDE … --encoder " + in.Model.Name + " --wait"
-	}
 	if missing > 0 {
-		return nil, &coverslip.Error{Kind: coverslip.NotFound, Op: op, Path: cohort, Err: fmt.Errorf("%d of %d slides have no bag of %s under encoder %s", missing, len(members), kind(plain), in.Model.Name), Hint: hint}
+		return nil, &coverslip.Error{Kind: coverslip.NotFound, Op: op, Path: cohort, Err: fmt.Errorf("%d of %d slides have no bag of %s under encoder %s", missing, len(members), what, in.Model.Name), Hint: hint}
 	}
 	if len(s.Bags) == 0 {
 		return nil, &coverslip.Error{Kind: coverslip.NotFound, Op: op, Path: cohort, Err: fmt.Errorf("none of its %d slides has tissue", len(members)), Hint: "name a cohort of slides that were encoded"}

@@ -30,7 +30,7 @@ type Tile struct {
 
 // IDC lists the tiles of a folder of patients, <patient>/x<X>_y<Y>_class<0|1>.png, by patient and place.
 func IDC(dir string) ([]Tile, error) {
-	return list(filepath.Join(dir, "*", "*.png"), func(file string, t *Tile) error {
+	return list(dir, []string{"png"}, func(file string, t *Tile) error {
 		m := idcName.FindStringSubmatch(filepath.Base(file))
 		if m == nil {
 			return errors.New("its name is not x<X>_y<Y>_class<0|1>.png")
@@ -44,18 +44,22 @@ func IDC(dir string) ([]Tile, error) {
 
 var idcName = regexp.MustCompile(`^x(\d{1,6})_y(\d{1,6})_class([01])\.png$`)
 
-// Classes lists the tiles of a folder of classes, <class>/*.jpg.
+// Classes lists the tiles of a folder of classes, <class>/*.jpg, *.jpeg or *.png.
 func Classes(dir string) ([]Tile, error) {
-	return list(filepath.Join(dir, "*", "*.jpg"), func(_ string, t *Tile) error { t.Class = t.Group; return nil })
+	return list(dir, []string{"jpg", "jpeg", "png"}, func(_ string, t *Tile) error { t.Class = t.Group; return nil })
 }
 
-func list(pattern string, read func(string, *Tile) error) ([]Tile, error) {
-	files, err := filepath.Glob(pattern)
-	if err == nil && len(files) == 0 {
-		err = os.ErrNotExist
+func list(dir string, endings []string, read func(string, *Tile) error) ([]Tile, error) {
+	var files []string
+	for _, e := range endings {
+		found, err := filepath.Glob(filepath.Join(dir, "*", "*."+e))
+		if err != nil {
+			return nil, &coverslip.Error{Kind: coverslip.Invalid, Op: "list tiles", Path: dir, Err: err}
+		}
+		files = append(files, found...)
 	}
-	if err != nil {
-		return nil, &coverslip.Error{Kind: coverslip.NotFound, Op: "list tiles", Path: pattern, Err: err, Hint: "name the folder that holds them"}
+	if len(files) == 0 {
+		return nil, &coverslip.Error{Kind: coverslip.NotFound, Op: "list tiles", Path: dir, Err: errors.New("it has no folders of pictures"), Hint: "name the folder that holds them"}
 	}
 	slices.Sort(files)
 	tiles := make([]Tile, len(files))
@@ -104,7 +108,7 @@ func Encode(ctx context.Context, enc encoder.Encoder, tiles []Tile, spec augment
 	size := enc.Model().TileSize
 	src := reader(func(ctx context.Context, dst []uint8, i int) error {
 		tile, view := i/(1+views), i%(1+views)
-		pixels, edge, err := decode(tiles[tile].File)
+		pixels, edge, err := Decode(tiles[tile].File)
 		if err != nil {
 			return err
 		}
@@ -145,8 +149,8 @@ type reader func(ctx context.Context, dst []uint8, i int) error
 
 func (r reader) ReadTile(ctx context.Context, dst []uint8, i int) error { return r(ctx, dst, i) }
 
-// decode reads a picture as RGB, cut to a square of its shorter edge.
-func decode(file string) ([]uint8, int, error) {
+// Decode reads a picture as RGB, cut to a square of its shorter edge.
+func Decode(file string) ([]uint8, int, error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return nil, 0, err
@@ -177,7 +181,7 @@ const ColourDim = 8
 func Colours(tiles []Tile, look func(tile int, pixels []uint8)) ([][]float32, error) {
 	out := make([][]float32, len(tiles))
 	for i, t := range tiles {
-		pixels, edge, err := decode(t.File)
+		pixels, edge, err := Decode(t.File)
 		if err != nil {
 			return nil, err
 		}

@@ -2,10 +2,12 @@ package study
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"slices"
 	"strconv"
+	"strings"
 
 	"coverslip"
 	"coverslip/mil/metric"
@@ -19,6 +21,8 @@ type Embedded struct {
 	X    []float32 // [n,Dim]
 	Dim  int
 	Rows []split.Row // Label is the class of the evaluation's label, "" where unknown
+	// Columns are values of other columns, one a slide, that the evaluation reads (Evaluation.Columns).
+	Columns map[string][]string
 	// Again are embeddings of the same slides from other views, [n,Dim]: alignment is of these pairs. Nil: none.
 	Again []float32
 }
@@ -38,8 +42,13 @@ func Judge(e Evaluation, d Embedded) ([]Figure, error) {
 	if len(d.X) != len(d.Rows)*d.Dim || d.Again != nil && len(d.Again) != len(d.X) {
 		panic("study: one embedding a slide")
 	}
-	if e.Kind == "geometry" {
+	switch e.Kind {
+	case "geometry":
 		return geometry(d), nil
+	case "graph":
+		return graph(e, d)
+	case "ood":
+		return strange(e, d)
 	}
 	var keep []int
 	var classes []string
@@ -56,14 +65,33 @@ func Judge(e Evaluation, d Embedded) ([]Figure, error) {
 	}
 	j := judge{Evaluation: e, dim: d.Dim, classes: len(classes)}
 	for _, i := range keep {
-		j.rows = append(j.rows, d.Rows[i])
+		j.rows, j.at = append(j.rows, d.Rows[i]), append(j.at, i)
 		j.x = append(j.x, d.X[i*d.Dim:(i+1)*d.Dim]...)
 		j.y = append(j.y, slices.Index(classes, d.Rows[i].Label))
 	}
 	if e.Kind == "collapse" {
 		return j.collapse()
 	}
-	return j.learn()
+	return j.learn(d)
+}
+
+// meets lists the slides with a value of a column.
+func (d Embedded) meets(condition string) (at []int) {
+	column, value, _ := strings.Cut(condition, "=")
+	for i, v := range d.Columns[column] {
+		if v == value {
+			at = append(at, i)
+		}
+	}
+	return at
+}
+
+// take are the embeddings of some slides.
+func (d Embedded) take(at []int) (x []float32) {
+	for _, i := range at {
+		x = append(x, d.X[i*d.Dim:(i+1)*d.Dim]...)
+	}
+	return x
 }
 
 func geometry(d Embedded) []Figure {
@@ -74,10 +102,139 @@ func geometry(d Embedded) []Figure {
 	return figures
 }
 
+// graph looks at the graph of non-negative kernel regression.
+func graph(e Evaluation, d Embedded) ([]Figure, error) {
+	if len(d.Rows) <= e.K {
+		return nil, &coverslip.Error{Kind: coverslip.Invalid, Op: "look at neighbours", Err: fmt.Errorf("%d slides have no %d neighbours each", len(d.Rows), e.K), Hint: "lower k"}
+	}
+	m := measure.NeighbourGraph(d.X, d.Again, d.Dim, e.K)
+	figures := []Figure{{Name: "neighbours", Value: m.Neighbours}, {Name: "diameter", Value: m.Diameter}, {Name: "affinity", Value: m.Affinity}}
+	if d.Again != nil {
+		figures = append(figures, Figure{Name: "equivariance", Value: m.Equivariance})
+	}
+	return figures, nil
+}
+
+// strangeShare is the variance that components of usual embeddings hold, and strangePass the usual ones that a gate lets
+// pass.
+const strangeShare, strangePass = 0.9, 0.95
+
+// strange fits scores to the embeddings of usual slides, and asks how well they tell other usual ones from strange ones:
+// those of each other value of the label.
+func strange(e Evaluation, d Embedded) (figures []Figure, err error) {
+	fit, usual := d.meets(e.Train), d.meets(e.Test)
+	kinds := map[string][]int{}
+	for i, r := range d.Rows {
+		if r.Label != "" && !slices.Contains(fit, i) && !slices.Contains(usual, i) {
+			kinds[r.Label] = append(kinds[r.Label], i)
+		}
+	}
+	if len(fit) <= e.K || len(usual) == 0 || len(kinds) == 0 {
+		return nil, &coverslip.Error{Kind: coverslip.Invalid, Op: "look for strange slides", Err: fmt.Errorf("there are %d usual slides to learn from, %d others and %d kinds of strange ones", len(fit), len(usual), len(kinds)), Hint: "look at the cohort's columns"}
+	}
+	score, err := scorers(e, d, fit)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range score {
+		normal := s.of(d.take(usual))
+		for _, kind := range slices.Sorted(maps.Keys(kinds)) {
+			odd := s.of(d.take(kinds[kind]))
+			group := s.name + ", " + kind
+			figures = append(figures, Figure{"auroc", group, "", metric.AUC(append(make([]int, len(normal)), ones(len(odd))...), append(slices.Clone(normal), odd...))},
+				Figure{"fpr95", group, "", measure.Passed(normal, odd, strangePass)})
+		}
+	}
+	return figures, nil
+}
+
+func ones(n int) []int {
+	v := make([]int, n)
+	for i := range v {
+		v[i] = 1
+	}
+	return v
+}
+
+// scoring is one score of strangeness.
+type scoring struct {
+	name string
+	of   func(x []float32) []float64
+}
+
+// scorers are fitted to some slides; those that need a classifier are there where the evaluation names its classes.
+func scorers(e Evaluation, d Embedded, fit []int) (all []scoring, err error) {
+	x := d.take(fit)
+	add := func(name string, s measure.Scorer) {
+		all = append(all, scoring{name, func(x []float32) []float64 {
+			scores := make([]float64, len(x)/d.Dim)
+			s.Score(scores, x)
+			return scores
+		}})
+	}
+	mahalanobis, err := measure.FitMahalanobis(x, d.Dim, nil)
+	if err != nil {
+		return nil, err
+	}
+	residual, err := measure.FitResidual(x, d.Dim, strangeShare)
+	if err != nil {
+		return nil, err
+	}
+	add("mahalanobis", mahalanobis)
+	add("nearest", measure.FitNearest(x, d.Dim, e.K))
+	add("pca residual", residual)
+	if e.Classes == "" {
+		return all, nil
+	}
+	var classes, texts []string
+	for _, i := range fit {
+		texts = append(texts, d.Columns[e.Classes][i])
+	}
+	classes = slices.Compact(slices.Sorted(slices.Values(texts)))
+	y := make([]int, len(texts))
+	for i, t := range texts {
+		y[i] = slices.Index(classes, t)
+	}
+	l, err := probe.FitLogistic(x, d.Dim, y, len(classes), withoutChoice, probe.Options{Balanced: true, Standardise: true})
+	if err != nil {
+		return nil, err
+	}
+	odds := func(x []float32) (p []float64) {
+		p = make([]float64, len(x)/d.Dim*len(classes))
+		l.Predict(p, x)
+		return p
+	}
+	return append(all, scoring{"max softmax", func(x []float32) []float64 {
+		scores := make([]float64, len(x)/d.Dim)
+		measure.Unsure(scores, odds(x), len(classes))
+		return scores
+	}}, scoring{"energy", func(x []float32) []float64 {
+		scores := make([]float64, len(x)/d.Dim)
+		measure.Energy(scores, logits(l, x), len(classes))
+		return scores
+	}}), nil
+}
+
+// logits are those of each class, whose softmax is what l predicts: of two classes half the margin against and for.
+func logits(l *probe.Linear, x []float32) []float64 {
+	k := len(l.Intercept)
+	margins := make([]float64, len(x)/(len(l.Weight)/k)*k)
+	l.Margins(margins, x)
+	if k > 1 {
+		return margins
+	}
+	both := make([]float64, 0, 2*len(margins))
+	for _, m := range margins {
+		both = append(both, -m/2, m/2)
+	}
+	return both
+}
+
 type judge struct {
 	Evaluation
 	dim, classes int
 	rows         []split.Row
+	at           []int // of Embedded
 	x            []float32
 	y            []int
 }
@@ -101,11 +258,71 @@ func (j judge) collapse() ([]Figure, error) {
 		{Name: "nc3", Value: c.Duality}, {Name: "nc4", Value: c.Disagreement}}, nil
 }
 
+// sides are the folds, or the one split that columns say.
+func (j judge) sides(d Embedded, by split.By, rng *rand.Rand) ([]split.Split, error) {
+	if j.Train == "" {
+		folds, _, err := split.KFold(j.rows, j.Folds, 1, split.Options{By: by}, rng)
+		return folds, err
+	}
+	s := split.Split{Name: "0", Side: make([]split.Side, len(j.rows))}
+	train, test := d.meets(j.Train), d.meets(j.Test)
+	for i, at := range j.at {
+		switch {
+		case slices.Contains(train, at):
+			s.Side[i] = split.Train
+		case slices.Contains(test, at):
+			s.Side[i] = split.Test
+		}
+	}
+	for side, condition := range map[split.Side]string{split.Train: j.Train, split.Test: j.Test} {
+		if len(s.Rows(side)) == 0 {
+			return nil, &coverslip.Error{Kind: coverslip.Invalid, Op: "divide the slides", Err: fmt.Errorf("none with a %s has %s", j.Label, condition), Hint: "look at the cohort's columns"}
+		}
+	}
+	return []split.Split{s}, nil
+}
+
+// uneven draws n training slides, each of another patient, of which the class with more patients has ratio times those of
+// the other.
+func (j judge) uneven(outer split.Split, n int, ratio float64, rng *rand.Rand) (split.Split, error) {
+	s := split.Split{Side: slices.Clone(outer.Side)}
+	few := max(int(math.Round(float64(n)/(1+ratio))), 1)
+	have := split.PatientsOf(j.rows, outer)
+	rare := "" // the first of two that are as many
+	for _, label := range slices.Sorted(maps.Keys(have)) {
+		if rare == "" || have[label] < have[rare] {
+			rare = label
+		}
+	}
+	want := map[string]int{}
+	for label := range have {
+		want[label] = n - few
+	}
+	want[rare] = few
+	taken := map[string]bool{}
+	train := outer.Rows(split.Train)
+	rng.Shuffle(len(train), func(i, k int) { train[i], train[k] = train[k], train[i] })
+	for _, r := range train {
+		s.Side[r] = split.Out
+		patient, label := j.rows[r].Patient, j.rows[r].Label
+		if want[label] > 0 && !taken[patient] {
+			s.Side[r], taken[patient] = split.Train, true
+			want[label]--
+		}
+	}
+	for label, missing := range want {
+		if missing > 0 {
+			return s, &coverslip.Error{Kind: coverslip.Invalid, Op: "draw uneven classes", Err: fmt.Errorf("%d slides at 1:%g: %d patients of %s %s are missing", n, ratio, missing, j.Label, label), Hint: "take fewer slides"}
+		}
+	}
+	return s, nil
+}
+
 // learn fits on the training sides, and judges on the test sides.
-func (j judge) learn() (figures []Figure, err error) {
-	by := map[string]split.By{"patient": split.ByPatient, "site": split.BySite, "none": split.BySlide}[j.By]
+func (j judge) learn(d Embedded) (figures []Figure, err error) {
+	by := map[string]split.By{"": split.ByPatient, "patient": split.ByPatient, "site": split.BySite, "none": split.BySlide}[j.By]
 	rng := rand.New(rand.NewPCG(j.Seed, 0))
-	folds, _, err := split.KFold(j.rows, j.Folds, 1, split.Options{By: by}, rng)
+	folds, err := j.sides(d, by, rng)
 	if err != nil {
 		return nil, err
 	}
@@ -131,6 +348,16 @@ func (j judge) learn() (figures []Figure, err error) {
 		return nil
 	}
 	for _, n := range j.Slides {
+		for _, ratio := range j.Imbalance {
+			if err := draw(fmt.Sprintf("n=%d, 1:%g", n, ratio), n, func(_ []split.Row, outer split.Split, n int, rng *rand.Rand) (split.Split, error) {
+				return j.uneven(outer, n, ratio, rng)
+			}); err != nil {
+				return nil, err
+			}
+		}
+		if len(j.Imbalance) > 0 {
+			continue
+		}
 		if err := draw(fmt.Sprintf("n=%d", n), n, split.Few); err != nil {
 			return nil, err
 		}

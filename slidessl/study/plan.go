@@ -21,6 +21,9 @@ import (
 type Data interface {
 	// Cohort is what a study needs to know of one, NotFound where there is none of this name.
 	Cohort(ctx context.Context, name string) (Cohort, error)
+	// Bags is a hash of the bags of a cohort's slides under an encoder, of views or, with nil, of tiles as they are. They
+	// need not be there yet.
+	Bags(ctx context.Context, cohort, encoder string, views *coverslip.Views) (string, error)
 	// Dim is the length of an encoder's features, NotFound where there is none of this name.
 	Dim(ctx context.Context, encoder string) (int, error)
 	// Has reports which of these stages are there already.
@@ -33,6 +36,44 @@ type Cohort struct {
 	Tiles  int // of all slides together
 	// Classes are how many different values each label column has; of a number it may be as many as slides.
 	Classes map[string]int
+	// Sizes are how many slides have each value of a column; not of all columns.
+	Sizes map[string]map[string]int
+	// Members is a hash of which slides there are, Labels one of what is known of them.
+	Members, Labels string
+	// Assumed is a cohort that nobody could look at: its numbers are guesses, and its labels any.
+	Assumed bool
+}
+
+// where is how many slides have a value of a column, as in "part=train". A column or value that is not there is Invalid.
+func (c Cohort) where(name, condition string) (int, error) {
+	if condition == "" || c.Assumed {
+		return c.Slides, nil
+	}
+	column, value, _ := strings.Cut(condition, "=")
+	if err := c.has(name, column); err != nil {
+		return 0, err
+	}
+	sizes, known := c.Sizes[column]
+	if known && sizes[value] == 0 {
+		return 0, invalid("it has "+strings.Join(slices.Sorted(maps.Keys(sizes)), ", "), "no slide of cohort %s has %s %q", name, column, value)
+	}
+	if !known {
+		return c.Slides, nil
+	}
+	return sizes[value], nil
+}
+
+// has reports a column that is not there.
+func (c Cohort) has(name, column string) error {
+	_, there := c.Classes[column]
+	switch known := slices.Sorted(maps.Keys(c.Classes)); {
+	case c.Assumed || there:
+		return nil
+	case len(known) == 0:
+		return invalid("give it labels: coverslip import csv FILE --cohort "+name, "cohort %s has no label %s", name, column)
+	default:
+		return invalid("its labels are "+strings.Join(known, ", "), "cohort %s has no label %s", name, column)
+	}
 }
 
 // Stage is something that is made once, whatever the number of runs that stand on it.
@@ -42,8 +83,9 @@ type Stage struct {
 	// On are the keys of the stages that it stands on.
 	On []string `json:"on,omitempty"`
 	// Of views: whose bags, and whether they are augmented ones.
-	Cohort string `json:"cohort,omitempty"`
-	Stored bool   `json:"stored,omitempty"`
+	Cohort string           `json:"cohort,omitempty"`
+	Stored bool             `json:"stored,omitempty"`
+	Views  *coverslip.Views `json:"views,omitempty"` // how augmented ones are made
 	// What it is made of. An evaluation's settings are those of the run that it was first met in.
 	Settings   Settings    `json:"settings"`
 	Evaluation *Evaluation `json:"evaluation,omitempty"`
@@ -81,7 +123,7 @@ var DefaultRates = Rates{Tiles: 95, GFLOPS: 60}
 
 // Plan checks a study against its data and lists its runs and their stages.
 func (f *File) Plan(ctx context.Context, data Data, quick bool, rates Rates) (*Plan, error) {
-	p := &planner{file: f, data: data, rates: rates, cohorts: map[string]Cohort{}, dims: map[string]int{}, at: map[string]int{}}
+	p := &planner{file: f, data: data, rates: rates, cohorts: map[string]Cohort{}, dims: map[string]int{}, bags: map[string]string{}, at: map[string]int{}}
 	p.plan.Name = f.Name
 	for _, factor := range f.Factors {
 		p.plan.Factors = append(p.plan.Factors, factor.Name)
@@ -171,6 +213,7 @@ type planner struct {
 	plan    Plan
 	cohorts map[string]Cohort
 	dims    map[string]int
+	bags    map[string]string
 	at      map[string]int // where a key's stage is
 }
 
@@ -206,7 +249,9 @@ func (p *planner) run(ctx context.Context, levels []int, seed uint64, quick bool
 	if err := p.against(ctx, &s); err != nil {
 		return in(name, err)
 	}
-	run.Evaluations = p.stages(s)
+	if run.Evaluations, err = p.stages(ctx, s); err != nil {
+		return in(name, err)
+	}
 	p.plan.Runs = append(p.plan.Runs, run)
 	return nil
 }
@@ -242,24 +287,35 @@ func (p *planner) against(ctx context.Context, s *Settings) error {
 		}
 		p.dims[s.Encoder] = dim
 	}
+	judged := p.cohorts[s.Embed.Cohort]
 	for _, e := range p.file.Evaluations {
-		if e.Label == "" {
-			continue
+		for _, column := range []string{e.Label, e.Classes} {
+			if column == "" {
+				continue
+			}
+			if err := judged.has(s.Embed.Cohort, column); err != nil {
+				return coverslip.Doing("evaluation "+e.Name, err)
+			}
+			if !judged.Assumed && judged.Classes[column] < 2 {
+				return invalid("there is nothing to tell apart", "evaluation %s: all slides of cohort %s have one %s", e.Name, s.Embed.Cohort, column)
+			}
 		}
-		classes, there := p.cohorts[s.Embed.Cohort].Classes[e.Label]
-		switch known := slices.Sorted(maps.Keys(p.cohorts[s.Embed.Cohort].Classes)); {
-		case !there && len(known) == 0:
-			return invalid("give it labels: coverslip import csv FILE --cohort "+s.Embed.Cohort, "evaluation %s: cohort %s has no label %s", e.Name, s.Embed.Cohort, e.Label)
-		case !there:
-			return invalid("its labels are "+strings.Join(known, ", "), "evaluation %s: cohort %s has no label %s", e.Name, s.Embed.Cohort, e.Label)
-		case classes < 2:
-			return invalid("there is nothing to tell apart", "evaluation %s: all slides of cohort %s have one %s", e.Name, s.Embed.Cohort, e.Label)
+		for _, side := range []string{e.Train, e.Test} {
+			if _, err := judged.where(s.Embed.Cohort, side); err != nil {
+				return coverslip.Doing("evaluation "+e.Name, err)
+			}
 		}
 	}
 	if !s.learned() {
 		return nil
 	}
-	slides := p.cohorts[s.Cohort].Slides
+	slides, err := p.cohorts[s.Cohort].where(s.Cohort, s.Where)
+	if err == nil && objective.Labelled(s.Train.Objective) && s.Aggregator == "trained" {
+		err = p.cohorts[s.Cohort].has(s.Cohort, s.Label)
+	}
+	if err != nil {
+		return err
+	}
 	if s.Train.Batch > slides { // the default is made for thousands
 		s.Train.Batch = max(slides, 1)
 	}
@@ -270,13 +326,16 @@ func (p *planner) against(ctx context.Context, s *Settings) error {
 	if err := s.Train.Check(slides); err != nil {
 		return err
 	}
-	_, err := objective.Defaults(s.Train.Objective, options(*s, slides, 2))
+	_, err = objective.Defaults(s.Train.Objective, options(*s, slides, 2))
 	return err
 }
 
+// revision is part of every key. It grows when equal settings come to give other results.
+const revision = 1
+
 // key is the hash of a stage's kind and of what determines it.
 func key(kind string, of ...any) string {
-	raw, err := json.Marshal(append([]any{kind}, of...))
+	raw, err := json.Marshal(append([]any{revision, kind}, of...))
 	if err != nil {
 		panic("study: settings: " + err.Error()) // finite numbers and texts always marshal
 	}
@@ -285,31 +344,45 @@ func key(kind string, of ...any) string {
 }
 
 // stages adds those that are new, and returns the keys of the evaluations.
-func (p *planner) stages(s Settings) (evaluations []string) {
+func (p *planner) stages(ctx context.Context, s Settings) (evaluations []string, err error) {
 	bags := func(cohort string, plain bool) string {
-		if plain = plain || s.Views.Count == 0; plain {
-			return p.add(Stage{Kind: "views", Key: key("views", cohort, s.Encoder), Settings: s, Cohort: cohort})
+		var views *coverslip.Views
+		if !plain && s.Views.Count > 0 {
+			views = &coverslip.Views{Count: s.Views.Count, Tiles: s.Views.Tiles, Augment: string(s.Views.Augment), Seed: s.Views.Seed}
 		}
-		return p.add(Stage{Kind: "views", Key: key("views", cohort, s.Encoder, s.Views), Settings: s, Cohort: cohort, Stored: true})
+		of := key("bags", cohort, s.Encoder, views)
+		if _, known := p.bags[of]; !known && err == nil {
+			p.bags[of], err = p.data.Bags(ctx, cohort, s.Encoder, views)
+		}
+		return p.add(Stage{Kind: "views", Key: key("views", p.bags[of], s.Encoder, views), Settings: s, Cohort: cohort, Stored: views != nil, Views: views})
 	}
+	judges := p.cohorts[s.Embed.Cohort]
 	var embeddings string
 	if !s.learned() {
 		judged := bags(s.Embed.Cohort, true)
-		embeddings = p.add(Stage{Kind: "embeddings", Key: key("embeddings", judged, s.Aggregator), On: []string{judged}, Settings: s})
+		embeddings = p.add(Stage{Kind: "embeddings", Key: key("embeddings", judged, judges.Members, s.Aggregator), On: []string{judged}, Settings: s})
 	} else {
 		learned := bags(s.Cohort, s.Train.View.Plain)
-		determined := []any{learned, s.Train}
+		shown := p.cohorts[s.Cohort]
+		determined := []any{learned, shown.Members}
+		if s.Where != "" {
+			determined = append(determined, s.Where, shown.Labels)
+		}
 		if s.Aggregator == "untrained" { // drawn, and fitted to the features' spread
-			determined = []any{learned, s.Train.Architecture, s.Train.Seed}
+			determined = append(determined, "untrained", s.Train.Architecture, s.Train.Seed)
+		} else {
+			if determined = append(determined, s.Train); objective.Labelled(s.Train.Objective) {
+				determined = append(determined, s.Label, shown.Labels)
+			}
 		}
 		aggregator := p.add(Stage{Kind: "aggregator", Key: key("aggregator", determined...), On: []string{learned}, Settings: s})
 		judged := bags(s.Embed.Cohort, s.Embed.Plain || s.Embed.Views == 0)
-		embeddings = p.add(Stage{Kind: "embeddings", Key: key("embeddings", aggregator, judged, s.reading(), s.Embed.Tap), On: []string{aggregator, judged}, Settings: s})
+		embeddings = p.add(Stage{Kind: "embeddings", Key: key("embeddings", aggregator, judged, judges.Members, s.Reading(), s.Embed.Tap), On: []string{aggregator, judged}, Settings: s})
 	}
 	for _, e := range p.file.Evaluations {
-		evaluations = append(evaluations, p.add(Stage{Kind: "evaluation", Key: key("evaluation", embeddings, e), On: []string{embeddings}, Settings: s, Evaluation: &e}))
+		evaluations = append(evaluations, p.add(Stage{Kind: "evaluation", Key: key("evaluation", embeddings, judges.Labels, e), On: []string{embeddings}, Settings: s, Evaluation: &e}))
 	}
-	return evaluations
+	return evaluations, err
 }
 
 func (p *planner) add(s Stage) string {
@@ -443,3 +516,6 @@ func size(n int64) string {
 	}
 	return fmt.Sprintf("%.0f kB", float64(n)/1e3)
 }
+
+// Hash is of a value that can be written as JSON.
+func Hash(of any) string { return key("hash", of) }

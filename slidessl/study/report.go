@@ -137,7 +137,8 @@ func short(s string, n int) string {
 	return s
 }
 
-func meanSD(l Line) string {
+// MeanSD is mean ± sd as people read it.
+func MeanSD(l Line) string {
 	switch {
 	case l.Seeds == 0:
 		return "none"
@@ -157,7 +158,7 @@ func clearly(d Difference) bool { return d.Low > 0 || d.High < 0 }
 //go:embed page.html
 var pageText string
 
-var pageTemplate = template.Must(template.New("study").Funcs(template.FuncMap{"meanSD": meanSD, "interval": interval, "clearly": clearly,
+var pageTemplate = template.Must(template.New("study").Funcs(template.FuncMap{"meanSD": MeanSD, "interval": interval, "clearly": clearly,
 	"join": strings.Join}).Parse(pageText))
 
 // HTML is the report as one page that needs nothing else.
@@ -196,7 +197,7 @@ func (r Report) Markdown() string {
 			for _, level := range l.Levels {
 				fmt.Fprintf(&b, "| %s ", cell(level))
 			}
-			fmt.Fprintf(&b, "| %s | %d", meanSD(l), l.Seeds)
+			fmt.Fprintf(&b, "| %s | %d", MeanSD(l), l.Seeds)
 			if l.Missing > 0 {
 				fmt.Fprintf(&b, " (%d missing)", l.Missing)
 			}

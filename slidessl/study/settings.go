@@ -18,7 +18,10 @@ import (
 // Settings are all that determines the embeddings of one run. Their paths ("train.view.tiles") are what a study fixes
 // and varies.
 type Settings struct {
-	Cohort  string `yaml:"cohort" json:"cohort"` // whose slides are learned from
+	Cohort string `yaml:"cohort" json:"cohort"` // whose slides are learned from
+	// Where leaves out all slides but those with a value of a column, as in "part=train", of learning.
+	Where   string `yaml:"where" json:"where,omitempty"`
+	Label   string `yaml:"label" json:"label,omitempty"` // what labelled objectives learn
 	Encoder string `yaml:"encoder" json:"encoder"`
 	Views   Views  `yaml:"views" json:"views"`
 	// Aggregator is trained, untrained (as it was drawn), mean or mean+sd (of the bag's tiles, nothing learned).
@@ -273,6 +276,12 @@ func (s Settings) check() error {
 		}
 		return nil
 	}
+	if s.Where != "" && !condition(s.Where) {
+		return invalid("write column=value", "where %q is no condition", s.Where)
+	}
+	if objective.Labelled(s.Train.Objective) && s.Label == "" && s.Aggregator == "trained" {
+		return invalid("set label to a column of the cohort", "%s learns from labels", s.Train.Objective)
+	}
 	o, err := objective.Defaults(s.Train.Objective, options(s, 0, 2))
 	if err != nil {
 		return err
@@ -289,6 +298,12 @@ func (s Settings) check() error {
 	return s.Train.View.Check()
 }
 
+// condition reports whether a text reads column=value.
+func condition(s string) bool {
+	column, value, found := strings.Cut(s, "=")
+	return found && column != "" && value != ""
+}
+
 // options are the objective's, told what it is for.
 func options(s Settings, cohort, classes int) objective.Options {
 	o := s.Train.Options
@@ -296,8 +311,8 @@ func options(s Settings, cohort, classes int) objective.Options {
 	return o
 }
 
-// reading is how slides are read.
-func (s Settings) reading() slidessl.Reading {
+// Reading is how slides are read.
+func (s Settings) Reading() slidessl.Reading {
 	v := s.Train.View
 	v.Plain = s.Embed.Plain
 	return slidessl.Reading{Views: s.Embed.Views, View: v, Seed: s.Embed.Seed}

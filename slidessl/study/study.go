@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"regexp"
 	"slices"
@@ -29,6 +30,8 @@ type File struct {
 	Name     string   `yaml:"name"`
 	Question string   `yaml:"question"`
 	Papers   []string `yaml:"papers"`
+	// Cohorts are made of folders of tiles. Others that settings name are those of the database.
+	Cohorts map[string]*Tiles `yaml:"cohorts"`
 	// Fixed are settings of all runs, by path ("train.objective: simclr"), or nested.
 	Fixed   map[string]yaml.Node `yaml:"fixed"`
 	Factors []Factor             `yaml:"factors"`
@@ -67,11 +70,15 @@ type Quick struct {
 // Evaluation is one way to judge embeddings.
 type Evaluation struct {
 	Name string `yaml:"name" json:"name"` // the kind where there is only one of it
-	// Kind is probe (logistic regression), knn, geometry (alignment, uniformity, effective rank) or collapse (NC1 to NC4).
+	// Kind is probe (logistic regression), knn, geometry (alignment, uniformity, effective rank), collapse (NC1 to NC4),
+	// graph (of non-negative kernel regression) or ood (scores of what is strange).
 	Kind  string `yaml:"kind" json:"kind"`
-	Label string `yaml:"label" json:"label,omitempty"` // a column of the cohort; not of geometry
+	Label string `yaml:"label" json:"label,omitempty"` // a column of the cohort; of ood the one that says what is strange; not of geometry and graph
 	By    string `yaml:"by" json:"by,omitempty"`       // what stands on one side of a split: patient (default), site or none
 	Folds int    `yaml:"folds" json:"folds,omitempty"` // 5
+	// Train and Test are the sides where columns of the cohort say so, as in "part=train", instead of folds.
+	Train string `yaml:"train" json:"train,omitempty"`
+	Test  string `yaml:"test" json:"test,omitempty"`
 	// Slides are numbers of training slides, and Shots numbers of each class, each drawn Draws (20) times from the
 	// training sides; without either, probes learn from whole sides.
 	Slides []int   `yaml:"slides" json:"slides,omitempty"`
@@ -79,7 +86,12 @@ type Evaluation struct {
 	Draws  int     `yaml:"draws" json:"draws,omitempty"`
 	C      float64 `yaml:"c" json:"c,omitempty"` // inverse strength of the penalty; 0 is chosen inside the training side
 	K      int     `yaml:"k" json:"k,omitempty"` // neighbours, 20
-	Seed   uint64  `yaml:"seed" json:"seed"`     // of splits and draws: the same for all runs, so that they differ in pairs
+	// Imbalance are how many slides of the most frequent class there are to one of the rarest, of each number in Slides;
+	// two classes.
+	Imbalance []float64 `yaml:"imbalance" json:"imbalance,omitempty"`
+	// Classes is the column whose classes ood knows of usual slides, for the scores that need them.
+	Classes string `yaml:"classes" json:"classes,omitempty"`
+	Seed    uint64 `yaml:"seed" json:"seed"` // of splits and draws: the same for all runs, so that they differ in pairs
 }
 
 // Seeds are numbers, written as a list, or as how many from 1.
@@ -112,7 +124,20 @@ const (
 )
 
 // Kinds of evaluations there are, and whether each needs a label.
-var kinds = map[string]bool{"probe": true, "knn": true, "collapse": true, "geometry": false}
+var kinds = map[string]bool{"probe": true, "knn": true, "collapse": true, "ood": true, "geometry": false, "graph": false}
+
+// Columns are those of the cohort that it reads beside its label.
+func (e Evaluation) Columns() (columns []string) {
+	for _, c := range []string{e.Train, e.Test} {
+		if column, _, found := strings.Cut(c, "="); found {
+			columns = append(columns, column)
+		}
+	}
+	if e.Classes != "" {
+		columns = append(columns, e.Classes)
+	}
+	return columns
+}
 
 const op = "read the study"
 
@@ -167,7 +192,18 @@ func (f *File) check() error {
 	if len(f.Seeds) == 0 {
 		f.Seeds = Seeds{1}
 	}
+	for _, name := range slices.Sorted(maps.Keys(f.Cohorts)) {
+		if f.Cohorts[name] == nil {
+			return invalid("give it a kind and a folder", "cohort %s is empty", name)
+		}
+		if err := f.Cohorts[name].check(name); err != nil {
+			return err
+		}
+	}
 	for _, seeds := range []Seeds{f.Seeds, f.Quick.Seeds} {
+		if len(seeds) > 0 && slices.Max(seeds) > math.MaxInt64 {
+			return invalid("give smaller ones", "seed %d is above %d", slices.Max(seeds), int64(math.MaxInt64))
+		}
 		if again := twice(seeds); again != nil {
 			return invalid("give each once", "seed %d is there twice", *again)
 		}
@@ -291,35 +327,52 @@ func (f *File) checkEvaluations() error {
 			e.Name = e.Kind
 		}
 		names = append(names, e.Name)
+		learns := e.Kind == "probe" || e.Kind == "knn"
 		switch {
 		case !there:
-			return invalid("take probe, knn, collapse or geometry", "there is no evaluation %q", e.Kind)
+			return invalid("take "+strings.Join(slices.Sorted(maps.Keys(kinds)), ", "), "there is no evaluation %q", e.Kind)
 		case needs && e.Label == "":
 			return invalid("name a label column of the cohort", "evaluation %s has no label", e.Name)
 		case !needs && e.Label != "":
 			return invalid("leave the label out", "evaluation %s looks at no label", e.Name)
-		case e.Kind != "probe" && e.Kind != "knn" && (e.Folds != 0 || e.By != "" || len(e.Slides)+len(e.Shots) > 0 || e.Draws != 0):
-			return invalid("leave folds, by, slides, shots and draws out", "evaluation %s learns nothing", e.Name)
-		case e.Kind != "probe" && e.C != 0 || e.Kind != "knn" && e.K != 0:
-			return invalid("c is of probe, k of knn", "evaluation %s has a setting of another", e.Name)
+		case !learns && (e.Folds != 0 || e.By != "" || len(e.Slides)+len(e.Shots)+len(e.Imbalance) > 0 || e.Draws != 0):
+			return invalid("leave folds, by, slides, shots, imbalance and draws out", "evaluation %s draws no sides", e.Name)
+		case e.Kind != "probe" && e.C != 0 || e.K != 0 && e.Kind != "knn" && e.Kind != "ood" && e.Kind != "graph" || e.Kind != "ood" && e.Classes != "":
+			return invalid("c is of probe, k of knn, graph and ood, classes of ood", "evaluation %s has a setting of another", e.Name)
 		case e.Folds < 0 || e.Folds == 1 || e.Draws < 0 || e.K < 0 || !(e.C >= 0) || math.IsInf(e.C, 0):
 			return invalid("at least two folds, and nothing below zero", "evaluation %s has %d folds, %d draws, c %g, k %d", e.Name, e.Folds, e.Draws, e.C, e.K)
 		case !slices.Contains([]string{"", "patient", "site", "none"}, e.By):
 			return invalid("take patient, site or none", "evaluation %s splits by %q", e.Name, e.By)
+		case (e.Train != "") != (e.Test != "") || e.Train != "" && (!learns && e.Kind != "ood" || e.Folds != 0 || e.By != "") || e.Kind == "ood" && e.Train == "":
+			return invalid("give both, as in train: part=train and test: part=test, without folds and by, to probe, knn or ood", "evaluation %s has train %q and test %q", e.Name, e.Train, e.Test)
+		case e.Train != "" && (!condition(e.Train) || !condition(e.Test) || e.Train == e.Test):
+			return invalid("write column=value, another for each", "evaluation %s: train %q and test %q", e.Name, e.Train, e.Test)
+		case len(e.Imbalance) > 0 && len(e.Slides) == 0:
+			return invalid("say of how many slides: slides: [40]", "evaluation %s has imbalances of no number of slides", e.Name)
 		}
 		for _, n := range append(slices.Clone(e.Slides), e.Shots...) {
 			if n < 1 {
 				return invalid("give 1 or more", "evaluation %s learns from %d slides", e.Name, n)
 			}
 		}
-		if e.Kind == "probe" || e.Kind == "knn" {
-			e.By, e.Folds = or(e.By, "patient"), or(e.Folds, 5)
+		for _, r := range e.Imbalance {
+			if !(r >= 1) || math.IsInf(r, 0) {
+				return invalid("give 1 or more", "evaluation %s has an imbalance of %g", e.Name, r)
+			}
+		}
+		switch e.Kind {
+		case "probe", "knn":
+			if e.Train == "" {
+				e.By, e.Folds = or(e.By, "patient"), or(e.Folds, 5)
+			}
 			if len(e.Slides)+len(e.Shots) > 0 {
 				e.Draws = or(e.Draws, 20)
 			}
 			if e.Kind == "knn" {
 				e.K = or(e.K, 20)
 			}
+		case "graph", "ood":
+			e.K = or(e.K, map[string]int{"graph": 15, "ood": 5}[e.Kind])
 		}
 	}
 	if again := twice(names); again != nil {

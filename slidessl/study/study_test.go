@@ -61,6 +61,10 @@ func (known) Dim(_ context.Context, encoder string) (int, error) {
 	return 1280, nil
 }
 
+func (known) Bags(_ context.Context, cohort, _ string, _ *coverslip.Views) (string, error) {
+	return cohort, nil
+}
+
 func (k known) Has(context.Context, []string) (map[string]bool, error) { return k.there, nil }
 
 func plan(t *testing.T, text string, quick bool) *Plan {

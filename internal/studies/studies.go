@@ -1,0 +1,685 @@
+// Package studies makes the stages of studies (slidessl/study) out of the platform: bags of a cohort's slides or of folders
+// of tiles, aggregators, embeddings, and figures.
+//
+// A stage is kept under its key, blobs in the store and figures in the database, and is there whole or not at all. So a
+// study that is killed goes on where it was, and studies share what is the same.
+package studies
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"coverslip"
+	"coverslip/encoder"
+	"coverslip/encoder/onnx"
+	"coverslip/internal/ingest"
+	"coverslip/internal/nn"
+	"coverslip/slidessl"
+	"coverslip/slidessl/study"
+	"coverslip/slidessl/view"
+	"coverslip/storage"
+	"coverslip/storage/blob"
+)
+
+// Maker makes stages, and knows cohorts and encoders (study.Maker, study.Data). It is safe for concurrent use.
+type Maker struct {
+	File  *study.File
+	DB    *storage.DB // nil: only plans are made, and cohorts of the database are assumed
+	Blobs blob.Store
+	Dir   string // for checkpoints and files on their way
+	Tiles string // folder of the cohorts that the file declares; "" where none was named
+	// Assume stands for cohorts that are not there; what is assumed is in Assumed.
+	Assume  bool
+	Assumed []string
+	// Ingest is set up for an encoder; NotFound where there is none of this name.
+	Ingest func(ctx context.Context, encoder string) (*ingest.Ingest, error)
+	// Open loads an encoder.
+	Open func(ctx context.Context, encoder string) (*onnx.Session, error)
+	// Encode makes bags of slides, of views or of tiles as they are, and returns when they are there.
+	Encode func(ctx context.Context, in *ingest.Ingest, slides []coverslip.Slide, views *coverslip.Views) error
+	// Progress, if set, is told how far a stage is.
+	Progress func(s study.Stage, done, total int)
+
+	mu       sync.Mutex
+	made     map[string]*study.TileCohort
+	members  map[string][]coverslip.Member
+	ingests  map[string]*ingest.Ingest
+	features map[string]*nn.Param // of tiles, by the key of their stage: those used last
+	recent   []string
+}
+
+// keptFeatures is how many files of features stay in memory.
+const keptFeatures = 3
+
+func stageBlob(kind, key string) string { return "studies/" + kind + "/" + key + ".safetensors" }
+
+// Has reports which stages are there.
+func (m *Maker) Has(ctx context.Context, keys []string) (map[string]bool, error) {
+	if m.DB == nil {
+		return nil, nil
+	}
+	there, err := m.DB.EvaluationsAmong(ctx, keys)
+	if err != nil {
+		return nil, err
+	}
+	for info, err := range m.Blobs.List(ctx, "studies/") {
+		if err != nil {
+			return nil, err
+		}
+		there[strings.TrimSuffix(info.Key[strings.LastIndex(info.Key, "/")+1:], ".safetensors")] = true
+	}
+	return there, nil
+}
+
+// Dim is the length of an encoder's features.
+func (m *Maker) Dim(ctx context.Context, name string) (int, error) {
+	model, err := m.model(ctx, name)
+	return model.Dim, err
+}
+
+func (m *Maker) model(ctx context.Context, name string) (coverslip.Model, error) {
+	if m.DB != nil {
+		in, err := m.ingest(ctx, name)
+		if err != nil {
+			return coverslip.Model{}, err
+		}
+		return in.Model, nil
+	}
+	known, taps := encoder.SplitName(name)
+	spec, ships := encoder.Shipped(known)
+	if !ships {
+		return coverslip.Model{}, &coverslip.Error{Kind: coverslip.NotFound, Op: "find the encoder", Path: name, Err: errors.New("none of this name ships with Coverslip"), Hint: "name the database where it was added: --data DIR; coverslip models list"}
+	}
+	spec, err := spec.Use(taps...)
+	return spec.Model(), err
+}
+
+func (m *Maker) ingest(ctx context.Context, name string) (*ingest.Ingest, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if in := m.ingests[name]; in != nil {
+		return in, nil
+	}
+	in, err := m.Ingest(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	if m.ingests == nil {
+		m.ingests = map[string]*ingest.Ingest{}
+	}
+	m.ingests[name] = in
+	return in, nil
+}
+
+// What is assumed of cohorts that nobody can look at.
+const assumedSlides, assumedTiles = 200, 1000
+
+// Cohort is what a study needs to know of one: that the file declares, or of the database.
+func (m *Maker) Cohort(ctx context.Context, name string) (study.Cohort, error) {
+	if declared := m.File.Cohorts[name]; declared != nil {
+		made, err := m.cohort(name)
+		if coverslip.KindOf(err) == coverslip.NotFound && m.Assume {
+			c := study.Cohort{Slides: assumedSlides, Tiles: assumedSlides * 40, Assumed: true}
+			if declared.Kind == "pseudo" {
+				c.Slides, c.Tiles = 0, assumedTiles*declared.Sites
+				for _, p := range declared.Parts {
+					c.Slides += p.Slides
+				}
+			}
+			m.assume(name, c, "its folder of tiles is not there")
+			return c, nil
+		}
+		if err != nil {
+			return study.Cohort{}, err
+		}
+		return made.Cohort(), nil
+	}
+	if m.DB == nil {
+		c := study.Cohort{Slides: assumedSlides, Tiles: assumedSlides * assumedTiles, Assumed: true}
+		m.assume(name, c, "no database was named")
+		return c, nil
+	}
+	c, err := m.stored(ctx, name)
+	if coverslip.KindOf(err) == coverslip.NotFound && m.Assume {
+		c = study.Cohort{Slides: assumedSlides, Tiles: assumedSlides * assumedTiles, Assumed: true}
+		m.assume(name, c, "the database has none")
+		return c, nil
+	}
+	return c, err
+}
+
+func (m *Maker) assume(name string, c study.Cohort, why string) {
+	m.Assumed = append(m.Assumed, fmt.Sprintf("cohort %s: %s; %d slides and %d tiles are assumed, and its labels are not checked", name, why, c.Slides, c.Tiles))
+}
+
+// cohort makes one that the file declares, once.
+func (m *Maker) cohort(name string) (*study.TileCohort, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if c := m.made[name]; c != nil {
+		return c, nil
+	}
+	if m.Tiles == "" {
+		return nil, &coverslip.Error{Kind: coverslip.NotFound, Op: "make the cohort", Path: name, Err: errors.New("it is made of a folder of tiles, and none was named"), Hint: "name it: --tiles DIR, which holds " + m.File.Cohorts[name].Folder}
+	}
+	c, err := m.File.Cohorts[name].Make(m.Tiles)
+	if err != nil {
+		return nil, err
+	}
+	if m.made == nil {
+		m.made = map[string]*study.TileCohort{}
+	}
+	m.made[name] = c
+	return c, nil
+}
+
+// manyValues of a column are not listed.
+const manyValues = 100
+
+// stored is a cohort of the database.
+func (m *Maker) stored(ctx context.Context, name string) (study.Cohort, error) {
+	members, err := m.membersOf(ctx, name)
+	if err != nil {
+		return study.Cohort{}, err
+	}
+	slides, err := m.DB.Slides(ctx, storage.SlideFilter{Cohort: name})
+	if err != nil {
+		return study.Cohort{}, err
+	}
+	c := study.Cohort{Classes: map[string]int{}, Sizes: map[string]map[string]int{}}
+	for _, s := range slides {
+		if s.State != coverslip.NoTissue {
+			c.Slides++
+		}
+	}
+	c.Tiles = c.Slides * assumedTiles // how many they have shows when they are cut
+	ids := make([]string, len(members))
+	for i, mb := range members {
+		ids[i] = string(mb.Slide)
+		for column, value := range columnsOf(mb) {
+			if c.Sizes[column] == nil {
+				c.Sizes[column] = map[string]int{}
+			}
+			c.Sizes[column][value]++
+		}
+	}
+	for column, sizes := range c.Sizes {
+		if c.Classes[column] = len(sizes); len(sizes) > manyValues {
+			delete(c.Sizes, column)
+		}
+	}
+	slices.Sort(ids)
+	c.Members, c.Labels = study.Hash(ids), study.Hash(members)
+	return c, nil
+}
+
+func (m *Maker) membersOf(ctx context.Context, cohort string) ([]coverslip.Member, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if all, there := m.members[cohort]; there {
+		return all, nil
+	}
+	all, err := m.DB.Members(ctx, cohort)
+	if err != nil {
+		return nil, err
+	}
+	if m.members == nil {
+		m.members = map[string][]coverslip.Member{}
+	}
+	m.members[cohort] = all
+	return all, nil
+}
+
+// columnsOf are what is known of a slide: labels, and its site where no label is called so.
+func columnsOf(mb coverslip.Member) map[string]string {
+	columns := map[string]string{}
+	if mb.Site != "" {
+		columns["site"] = mb.Site
+	}
+	for name, v := range mb.Labels {
+		if text := strings.TrimSpace(coverslip.LabelText(v)); text != "" {
+			columns[name] = text
+		}
+	}
+	return columns
+}
+
+// Bags is a hash of a cohort's bags.
+func (m *Maker) Bags(ctx context.Context, cohort, name string, views *coverslip.Views) (string, error) {
+	model, err := m.model(ctx, name)
+	if err != nil {
+		return "", err
+	}
+	if m.File.Cohorts[cohort] != nil {
+		made, err := m.cohort(cohort)
+		if coverslip.KindOf(err) == coverslip.NotFound && m.Assume {
+			return study.Hash([]any{cohort, name, views}), nil
+		}
+		if err != nil {
+			return "", err
+		}
+		return made.Bags(model, views), nil
+	}
+	if m.DB == nil {
+		return study.Hash([]any{cohort, name, views}), nil
+	}
+	in, err := m.ingest(ctx, name)
+	if err != nil {
+		return "", err
+	}
+	keys, err := in.BagKeys(ctx, cohort, views)
+	if coverslip.KindOf(err) == coverslip.NotFound && m.Assume {
+		return study.Hash([]any{cohort, name, views}), nil
+	}
+	return study.Hash(keys), err
+}
+
+// Make makes a stage.
+func (m *Maker) Make(ctx context.Context, s study.Stage) error {
+	switch s.Kind {
+	case "views":
+		return m.makeViews(ctx, s)
+	case "aggregator":
+		return m.makeAggregator(ctx, s)
+	case "embeddings":
+		return m.makeEmbeddings(ctx, s)
+	default:
+		return m.makeFigures(ctx, s)
+	}
+}
+
+func (m *Maker) progress(s study.Stage) func(done, total int) {
+	return func(done, total int) {
+		if m.Progress != nil {
+			m.Progress(s, done, total)
+		}
+	}
+}
+
+// keep writes a stage's numbers into the store.
+func (m *Maker) keep(ctx context.Context, s study.Stage, params []*nn.Param, text map[string]string) error {
+	dir, err := os.MkdirTemp(m.Dir, "stage-*")
+	if err != nil {
+		return diskError("make room for a stage", m.Dir, err)
+	}
+	defer os.RemoveAll(dir) //nolint:errcheck // a file more in a folder for such
+	path := filepath.Join(dir, "stage")
+	if err := nn.Save(path, params, text); err != nil {
+		return err
+	}
+	return m.put(ctx, s, path)
+}
+
+func (m *Maker) put(ctx context.Context, s study.Stage, path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return diskError("read the stage back", path, err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return diskError("read the stage back", path, err)
+	}
+	return m.Blobs.Put(ctx, stageBlob(s.Kind, s.Key), f, info.Size())
+}
+
+// maxStage bounds what is read into memory.
+const maxStage = 16 << 30
+
+func (m *Maker) load(ctx context.Context, kind, key string) ([]byte, error) {
+	b, err := m.Blobs.Open(ctx, stageBlob(kind, key))
+	if err != nil {
+		return nil, err
+	}
+	defer b.Close()
+	if b.Size() > maxStage {
+		return nil, &coverslip.Error{Kind: coverslip.TooLarge, Op: "read the stage", Path: stageBlob(kind, key), Err: fmt.Errorf("it has %d bytes", b.Size()), Hint: "give the study fewer views or tiles"}
+	}
+	return io.ReadAll(io.NewSectionReader(b, 0, b.Size()))
+}
+
+func diskError(op, path string, err error) error {
+	kind := coverslip.Environment
+	if errors.Is(err, os.ErrNotExist) {
+		kind = coverslip.NotFound
+	}
+	return &coverslip.Error{Kind: kind, Op: op, Path: path, Err: err, Hint: "look at the folder, its disk and its permissions"}
+}
+
+func (m *Maker) makeViews(ctx context.Context, s study.Stage) error {
+	if m.File.Cohorts[s.Cohort] != nil {
+		made, err := m.cohort(s.Cohort)
+		if err != nil {
+			return err
+		}
+		enc, err := m.Open(ctx, s.Settings.Encoder)
+		if err != nil {
+			return err
+		}
+		defer enc.Close()
+		x, err := made.Encode(ctx, enc, s.Views, m.progress(s))
+		if err != nil {
+			return err
+		}
+		d := enc.Model().Dim
+		return m.keep(ctx, s, []*nn.Param{{Name: "features", Rows: len(x) / d, Cols: d, Value: x}}, map[string]string{"encoder": s.Settings.Encoder})
+	}
+	in, err := m.ingest(ctx, s.Settings.Encoder)
+	if err != nil {
+		return err
+	}
+	bags, err := find(ctx, in, s.Cohort, s.Views, "")
+	if coverslip.KindOf(err) == coverslip.NotFound {
+		slides, e := m.DB.Slides(ctx, storage.SlideFilter{Cohort: s.Cohort})
+		if e != nil {
+			return e
+		}
+		if err = m.Encode(ctx, in, slides, s.Views); err == nil {
+			bags, err = find(ctx, in, s.Cohort, s.Views, "")
+		}
+	}
+	if err != nil {
+		return err
+	}
+	defer bags.Close()
+	// The bags are in the store already: this says that all of them are.
+	return m.keep(ctx, s, []*nn.Param{nn.NewParam("none", 1, 1)}, map[string]string{"bags": bags.Digest()})
+}
+
+func find(ctx context.Context, in *ingest.Ingest, cohort string, views *coverslip.Views, label string) (*ingest.Stored, error) {
+	if views == nil {
+		return in.FindBags(ctx, cohort, true, label)
+	}
+	return in.FindViews(ctx, cohort, *views, label)
+}
+
+// slides are those of a cohort with their bags, and what is known of each.
+type slides struct {
+	slidessl.Source
+	ids     []string
+	columns []map[string]string
+	patient []string
+	site    []string
+	bag     func(i int) (slidessl.Bag, error) // of tiles as they are
+	close   func() error
+}
+
+// slides opens a cohort's. key is that of the stage which made its bags.
+func (m *Maker) slides(ctx context.Context, cohort, encoderName, label, key string, views *coverslip.Views) (*slides, error) {
+	out := &slides{close: func() error { return nil }}
+	if m.File.Cohorts[cohort] != nil {
+		made, err := m.cohort(cohort)
+		if err != nil {
+			return nil, err
+		}
+		features, err := m.featuresOf(ctx, key)
+		if err != nil {
+			return nil, err
+		}
+		bags, err := study.NewTileBags(made, features.Value, features.Cols, views, label)
+		if err != nil {
+			return nil, err
+		}
+		out.Source = bags
+		out.bag = func(i int) (slidessl.Bag, error) { return bags.Bag(i), nil }
+		out.know(made)
+		return out, nil
+	}
+	in, err := m.ingest(ctx, encoderName)
+	if err != nil {
+		return nil, err
+	}
+	bags, err := find(ctx, in, cohort, views, label)
+	if err != nil {
+		return nil, err
+	}
+	out.Source, out.close = bags, bags.Close
+	out.bag = func(i int) (slidessl.Bag, error) { return bags.Bag(i) }
+	for _, mb := range bags.Members {
+		out.ids, out.patient, out.site, out.columns = append(out.ids, string(mb.Slide)), append(out.patient, mb.Patient), append(out.site, mb.Site), append(out.columns, columnsOf(mb))
+	}
+	return out, nil
+}
+
+func (s *slides) know(made *study.TileCohort) {
+	for _, slide := range made.Slides {
+		s.ids, s.patient, s.site, s.columns = append(s.ids, slide.Name), append(s.patient, slide.Patient), append(s.site, slide.Site), append(s.columns, slide.Labels)
+	}
+}
+
+// featuresOf are those of tiles, from memory where they were used of late.
+func (m *Maker) featuresOf(ctx context.Context, key string) (*nn.Param, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if p := m.features[key]; p != nil {
+		return p, nil
+	}
+	raw, err := m.load(ctx, "views", key)
+	if err != nil {
+		return nil, err
+	}
+	f, err := nn.Parse(raw)
+	if err == nil && f.Params["features"] == nil {
+		err = &coverslip.Error{Kind: coverslip.Invalid, Op: "read the features", Path: stageBlob("views", key), Err: errors.New("it holds none"), Hint: "remove the blob, and run the study again"}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if m.features == nil {
+		m.features = map[string]*nn.Param{}
+	}
+	if m.recent = append(m.recent, key); len(m.recent) > keptFeatures {
+		delete(m.features, m.recent[0])
+		m.recent = m.recent[1:]
+	}
+	m.features[key] = f.Params["features"]
+	return m.features[key], nil
+}
+
+// part is some of a source's slides.
+type part struct {
+	slidessl.Source
+	at []int
+}
+
+func (p part) Len() int          { return len(p.at) }
+func (p part) Stored(i int) int  { return p.Source.Stored(p.at[i]) }
+func (p part) Label(i int) int   { return p.Source.Label(p.at[i]) }
+func (p part) Name(i int) string { return p.Source.Name(p.at[i]) }
+func (p part) Places(i, stored int) ([]view.Place, error) {
+	return p.Source.Places(p.at[i], stored)
+}
+func (p part) Read(dst []float32, i, stored int, tiles []int) error {
+	return p.Source.Read(dst, p.at[i], stored, tiles)
+}
+
+func (s *slides) where(condition string) slidessl.Source {
+	if condition == "" {
+		return s.Source
+	}
+	column, value, _ := strings.Cut(condition, "=")
+	p := part{Source: s.Source}
+	for i, c := range s.columns {
+		if c[column] == value {
+			p.at = append(p.at, i)
+		}
+	}
+	return p
+}
+
+// viewsOf are the views of settings, nil where tiles are read as they are.
+func viewsOf(s study.Settings, plain bool) *coverslip.Views {
+	if plain || s.Views.Count == 0 {
+		return nil
+	}
+	return &coverslip.Views{Count: s.Views.Count, Tiles: s.Views.Tiles, Augment: string(s.Views.Augment), Seed: s.Views.Seed}
+}
+
+// untrainedRate trains nothing, but the running statistics of norms come to fit the features.
+const untrainedRate = 1e-12
+
+func (m *Maker) makeAggregator(ctx context.Context, s study.Stage) error {
+	set := s.Settings.Train
+	src, err := m.slides(ctx, s.Settings.Cohort, s.Settings.Encoder, s.Settings.Label, s.On[0], viewsOf(s.Settings, set.View.Plain))
+	if err != nil {
+		return err
+	}
+	defer src.close() //nolint:errcheck // what was read was read
+	if s.Settings.Aggregator == "untrained" {
+		set.Objective, set.Epochs, set.Warmup, set.Rate = "simclr", 1, 0, untrainedRate
+		set.Options = slidessl.DefaultSettings(set.Architecture.Kind, "simclr", 0).Options
+	}
+	dir := filepath.Join(m.Dir, s.Key)
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return diskError("make room for checkpoints", dir, err)
+	}
+	report := m.progress(s)
+	t, err := slidessl.Train(ctx, set, src.where(s.Settings.Where), slidessl.Run{Checkpoint: filepath.Join(dir, "checkpoint.safetensors"), Resume: true,
+		Progress: func(p slidessl.Point) { report(p.Epoch, p.Epochs) }})
+	if err != nil {
+		if k := coverslip.KindOf(err); !k.Retryable() { // nothing goes on from there
+			_ = os.RemoveAll(dir)
+		}
+		return err
+	}
+	path := filepath.Join(dir, "aggregator.safetensors")
+	card := slidessl.Card{Name: "study " + s.Key, Reading: s.Settings.Reading(), Data: slidessl.CardData{Cohort: s.Settings.Cohort, Slides: src.Len(), Bags: s.On[0], Encoder: s.Settings.Encoder}}
+	if v := viewsOf(s.Settings, set.View.Plain); v != nil {
+		card.Data.Augment = v.Augment
+	}
+	if err := t.Save(path, card); err != nil {
+		return err
+	}
+	if err := m.put(ctx, s, path); err != nil {
+		return err
+	}
+	return os.RemoveAll(dir)
+}
+
+// otherViews is added to the seed of the views that alignment is measured on.
+const otherViews = 1 << 32
+
+func (m *Maker) makeEmbeddings(ctx context.Context, s study.Stage) error {
+	set := s.Settings
+	learned := set.Aggregator == "trained" || set.Aggregator == "untrained"
+	views := viewsOf(set, set.Embed.Plain || set.Embed.Views == 0 || !learned)
+	src, err := m.slides(ctx, set.Embed.Cohort, set.Encoder, "", s.On[len(s.On)-1], views)
+	if err != nil {
+		return err
+	}
+	defer src.close() //nolint:errcheck // what was read was read
+	embed, err := m.embedder(ctx, s, src)
+	if err != nil {
+		return err
+	}
+	sides := 1
+	if learned && set.Embed.Views > 0 {
+		sides = 2
+	}
+	report := m.progress(s)
+	params := []*nn.Param{{Name: "embeddings"}, {Name: "again"}}[:sides]
+	for i := range src.Len() {
+		for k, p := range params {
+			v, err := embed(i, uint64(k)*otherViews) //nolint:gosec // 0 or 1
+			if err != nil {
+				return err
+			}
+			p.Rows, p.Cols, p.Value = i+1, len(v), append(p.Value, v...)
+		}
+		report(i+1, src.Len())
+	}
+	ids, err := json.Marshal(src.ids)
+	if err != nil {
+		return err
+	}
+	return m.keep(ctx, s, params, map[string]string{"slides": string(ids)})
+}
+
+// embedder embeds slide i, of views whose seed is that of the settings and more.
+func (m *Maker) embedder(ctx context.Context, s study.Stage, src *slides) (func(i int, more uint64) ([]float32, error), error) {
+	for _, rule := range []slidessl.Aggregator{slidessl.Mean{}, slidessl.MeanSD{}} {
+		if rule.Model().Name == s.Settings.Aggregator {
+			return func(i int, _ uint64) ([]float32, error) {
+				bag, err := src.bag(i)
+				if err != nil {
+					return nil, err
+				}
+				v, err := rule.Embed(ctx, bag)
+				return v, coverslip.At(src.Name(i), err)
+			}, nil
+		}
+	}
+	raw, err := m.load(ctx, "aggregator", s.On[0])
+	if err != nil {
+		return nil, err
+	}
+	name := s.On[0][:8]
+	if tap := s.Settings.Embed.Tap; tap != "" {
+		name += ":" + tap
+	}
+	l, err := slidessl.ParseLearned(name, raw)
+	if err != nil {
+		return nil, err
+	}
+	r := s.Settings.Reading()
+	return func(i int, more uint64) ([]float32, error) {
+		r := r
+		r.Seed += more
+		return l.EmbedFrom(ctx, src, i, r)
+	}, nil
+}
+
+func (m *Maker) makeFigures(ctx context.Context, s study.Stage) error {
+	raw, err := m.load(ctx, "embeddings", s.On[0])
+	if err != nil {
+		return err
+	}
+	f, err := nn.Parse(raw)
+	if err != nil {
+		return err
+	}
+	var ids []string
+	x := f.Params["embeddings"]
+	if err := json.Unmarshal([]byte(f.Text["slides"]), &ids); err != nil || x == nil || x.Rows != len(ids) {
+		return &coverslip.Error{Kind: coverslip.Invalid, Op: "read the embeddings", Path: stageBlob("embeddings", s.On[0]), Err: errors.Join(errors.New("they are not of slides"), err), Hint: "remove the blob, and run the study again"}
+	}
+	known, err := m.known(ctx, s.Settings.Embed.Cohort)
+	if err != nil {
+		return err
+	}
+	figures, err := study.Judge(*s.Evaluation, known.embedded(*s.Evaluation, ids, x, f.Params["again"]))
+	if err != nil {
+		return err
+	}
+	rows := make([]storage.StudyFigure, len(figures))
+	for i, f := range figures {
+		rows[i] = storage.StudyFigure{Figure: f.Name, Training: f.Group, Fold: f.Split, Value: f.Value}
+	}
+	return m.DB.PutFigures(ctx, s.Key, rows)
+}
+
+// known is what is known of a cohort's slides, without their bags.
+func (m *Maker) known(ctx context.Context, cohort string) (*slides, error) {
+	out := &slides{}
+	if m.File.Cohorts[cohort] != nil {
+		made, err := m.cohort(cohort)
+		if err != nil {
+			return nil, err
+		}
+		out.know(made)
+		return out, nil
+	}
+	members, err := m.membersOf(ctx, cohort)
+	for _, mb := range members {
+		out.ids, out.patient, out.site, out.columns = append(out.ids, string(mb.Slide)), append(out.patient, mb.Patient), append(out.site, mb.Site), append(out.columns, columnsOf(mb))
+	}
+	return out, err
+}
