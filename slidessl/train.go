@@ -60,6 +60,9 @@ func DefaultSettings(kind, objectiveName string, input int) Settings {
 	if objectiveName == "simclr" {
 		s.Options.Temperature = 0.1
 	}
+	if objective.Turned(objectiveName) {
+		s.View.Rotate, s.View.Flip = false, false
+	}
 	return s
 }
 
@@ -92,6 +95,8 @@ func (s Settings) Check(slides int) error {
 	switch {
 	case slides < 2:
 		return bad("give a cohort of more slides: what is learned is how they differ", "there is %d slide with tissue", slides)
+	case objective.Turned(s.Objective) && (s.View.Rotate || s.View.Flip):
+		return bad("set view rotate and flip to false", "%s asks by how much the map was turned, and views turn or mirror it anyhow", s.Objective)
 	case s.Batch < 2:
 		return bad("give --batch 2 or more", "a batch of %d", s.Batch)
 	case s.Batch > slides:
@@ -274,6 +279,7 @@ type step struct {
 	number int
 	slides []int
 	batch  view.Batch
+	turns  []int // of views, where the objective asks for them
 	err    error
 }
 
@@ -309,6 +315,11 @@ func (t *training) draw(number int) step {
 			if err != nil {
 				s.err = &coverslip.Error{Kind: coverslip.Invalid, Op: "draw a view", Path: t.src.Name(slide), Err: err}
 				return s
+			}
+			if objective.Turned(t.Objective) {
+				k := rng.IntN(4)
+				s.turns = append(s.turns, k)
+				view.Quarters(places, k)
 			}
 			reads = append(reads, read{slide, stored, tiles})
 			s.batch.At = append(s.batch.At, places...)
@@ -391,7 +402,7 @@ func (t *training) run(ctx context.Context, run Run) error {
 
 // learn takes one step.
 func (t *training) learn(s step, total int, measured bool, point *Point) error {
-	b := objective.Batch{Slides: t.Batch, Views: t.View.Views(), Global: 2, IDs: s.slides, Step: s.number, Steps: total}
+	b := objective.Batch{Slides: t.Batch, Views: t.View.Views(), Global: 2, IDs: s.slides, Turns: s.turns, Step: s.number, Steps: total}
 	labels := make([]int, len(s.slides))
 	for i, slide := range s.slides {
 		labels[i] = t.src.Label(slide)

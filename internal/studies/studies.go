@@ -588,7 +588,7 @@ func (m *Maker) makeEmbeddings(ctx context.Context, s study.Stage) error {
 	params := []*nn.Param{{Name: "embeddings"}, {Name: "again"}}[:sides]
 	for i := range src.Len() {
 		for k, p := range params {
-			v, err := embed(i, uint64(k)*otherViews) //nolint:gosec // 0 or 1
+			v, err := embed(i, uint64(k)*otherViews)
 			if err != nil {
 				return err
 			}

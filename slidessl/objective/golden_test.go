@@ -136,7 +136,7 @@ func TestObjectivesMeetPyTorch(t *testing.T) {
 		})
 	}
 	for _, name := range Names() {
-		if !seen[name] {
+		if !seen[name] && name != "rotation" { // a cross-entropy, which internal/nn holds to PyTorch: TestTurnsByHand
 			t.Errorf("%s is not held to PyTorch", name)
 		}
 	}

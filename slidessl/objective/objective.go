@@ -26,7 +26,9 @@ type Batch struct {
 	// out. Nil where they are not known.
 	IDs []int
 	// Labels are classes from 0, one a slide, -1 where unknown; nil where no labels are used.
-	Labels      []int
+	Labels []int
+	// Turns are by how many quarters the map of each view was turned, one a row; nil unless the objective is Turned.
+	Turns       []int
 	Step, Steps int
 }
 
@@ -91,20 +93,21 @@ type method struct {
 }
 
 var methods = map[string]method{
-	"simclr": {Options{Temperature: 0.05}, false, newSimCLR},
-	"moco":   {Options{Temperature: 0.2, Momentum: 0.999, Queue: 65536}, false, newMoCo},
-	"byol":   {Options{Momentum: 0.996, Predictor: 512}, false, newBYOL},
-	"swav":   {Options{Temperature: 0.1, TargetTemperature: 0.05, Prototypes: 3000}, false, newSwAV},
-	"barlow": {Options{Covariance: 0.005}, false, newBarlow},
-	"vicreg": {Options{Invariance: 25, Variance: 25, Covariance: 1}, false, newVICReg},
-	"dino":   {Options{Temperature: 0.1, TargetTemperature: 0.07, Momentum: 0.996, Prototypes: 65536}, false, newDINO},
-	"relic":  {Options{Temperature: 0.3, Momentum: 0.996, Invariance: 5}, false, newReLIC},
-	"supcon": {Options{Temperature: 0.1}, true, newSupCon},
-	"trex":   {Options{Temperature: 0.1, Momentum: 0.999, Queue: 8192}, true, newTReX},
+	"simclr":   {Options{Temperature: 0.05}, false, newSimCLR},
+	"moco":     {Options{Temperature: 0.2, Momentum: 0.999, Queue: 65536}, false, newMoCo},
+	"byol":     {Options{Momentum: 0.996, Predictor: 512}, false, newBYOL},
+	"swav":     {Options{Temperature: 0.1, TargetTemperature: 0.05, Prototypes: 3000}, false, newSwAV},
+	"barlow":   {Options{Covariance: 0.005}, false, newBarlow},
+	"vicreg":   {Options{Invariance: 25, Variance: 25, Covariance: 1}, false, newVICReg},
+	"dino":     {Options{Temperature: 0.1, TargetTemperature: 0.07, Momentum: 0.996, Prototypes: 65536}, false, newDINO},
+	"relic":    {Options{Temperature: 0.3, Momentum: 0.996, Invariance: 5}, false, newReLIC},
+	"rotation": {Options{}, false, newRotation},
+	"supcon":   {Options{Temperature: 0.1}, true, newSupCon},
+	"trex":     {Options{Temperature: 0.1, Momentum: 0.999, Queue: 8192}, true, newTReX},
 }
 
 // names are in the order of the documents.
-var names = []string{"simclr", "moco", "byol", "swav", "barlow", "vicreg", "dino", "relic", "supcon", "trex"}
+var names = []string{"simclr", "moco", "byol", "swav", "barlow", "vicreg", "dino", "relic", "rotation", "supcon", "trex"}
 
 // Names are the objectives that New makes.
 func Names() []string { return append([]string(nil), names...) }

@@ -118,6 +118,12 @@ func (r *run) train(t *testing.T, from, to int) (losses []float64) {
 		for i := range x {
 			x[i] = float32(centre[b.IDs[i/dim%slides]*dim+i%dim] + 0.3*rng.NormFloat64())
 		}
+		for row := range b.Views * slides {
+			if _, turned := r.objective.(*rotation); turned {
+				b.Turns = append(b.Turns, rng.IntN(quarterTurns))
+				x[row*dim+b.Turns[row]] += 3
+			}
+		}
 		g := nn.NewGraph(mem, true)
 		in := g.Constant(b.Views*slides, dim, x)
 		var target *nn.Node
@@ -402,7 +408,7 @@ func TestEveryObjectiveDoesWithoutAProjector(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		b := Batch{Slides: 4, Views: 2, Global: 2, Labels: []int{0, 1, 1, 0}, Step: 5, Steps: 10}
+		b := Batch{Slides: 4, Views: 2, Global: 2, Labels: []int{0, 1, 1, 0}, Turns: []int{0, 1, 2, 3, 3, 0, 2, 1}, Step: 5, Steps: 10}
 		for range 2 { // T-ReX begins with nothing
 			loss, grad := once(t, made, b, h, 6)
 			made.Stepped(b)
@@ -410,5 +416,31 @@ func TestEveryObjectiveDoesWithoutAProjector(t *testing.T) {
 				t.Errorf("%s: loss %g, gradient %g", name, loss, largest(grad))
 			}
 		}
+	}
+}
+
+func TestTurnsByHand(t *testing.T) {
+	made, err := New("rotation", 2, Options{Layers: NoProjector}, rand.New(rand.NewPCG(1, 2)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A head whose logits are 0, x, y and x+y.
+	copy(made.Params()[0].Value, []float32{0, 1, 0, 1, 0, 0, 1, 1})
+	clear(made.Params()[1].Value)
+	h := []float32{0, 0, 1, 0, 0, 2, 1, 1}
+	b := Batch{Slides: 2, Views: 2, Global: 2, Turns: []int{0, 1, 2, 3}}
+	loss, _ := once(t, made, b, h, 2)
+	want := 0.0
+	for i, turn := range b.Turns {
+		x, y := float64(h[2*i]), float64(h[2*i+1])
+		logits := []float64{0, x, y, x + y}
+		total := 0.0
+		for _, v := range logits {
+			total += math.Exp(v)
+		}
+		want += (math.Log(total) - logits[turn]) / 4
+	}
+	if math.Abs(loss-want) > 1e-6 {
+		t.Errorf("loss %g, by hand %g", loss, want)
 	}
 }

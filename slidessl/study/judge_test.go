@@ -4,9 +4,11 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"strings"
 	"testing"
 
 	"coverslip"
+	"coverslip/mil/probe"
 	"coverslip/mil/split"
 )
 
@@ -263,4 +265,144 @@ func TestIntervalsHoldTogether(t *testing.T) {
 		t.Errorf("%d of %d studies of nothing found something", wrong, studies)
 	}
 	t.Logf("%d of %d", wrong, studies)
+}
+
+// withParts says which part of the cohort each slide is of, the first half train.
+func withParts(d Embedded) Embedded {
+	d.Columns = map[string][]string{"part": nil}
+	for i := range d.Rows {
+		part := "train"
+		if i >= len(d.Rows)/2 {
+			part = "test"
+		}
+		d.Columns["part"] = append(d.Columns["part"], part)
+	}
+	return d
+}
+
+func TestSidesThatAColumnSays(t *testing.T) {
+	e := Evaluation{Kind: "probe", Label: "l", Train: "part=train", Test: "part=test", C: 1}
+	d := withParts(slidesOf(160, 2, 3, 4))
+	whole, err := Judge(e, d)
+	if err != nil || len(whole) != 2 || whole[0].Value < 0.95 {
+		t.Fatal(whole, err)
+	}
+	// Where the training side has the label the other way round, what is learned is wrong on the test side.
+	for i := range d.Rows[:80] {
+		d.Rows[i].Label = map[string]string{"a": "b", "b": "a"}[d.Rows[i].Label]
+	}
+	if turned, err := Judge(e, d); err != nil || turned[0].Value > 0.05 {
+		t.Error(turned, err)
+	}
+	e.Test = "part=none"
+	if _, err := Judge(e, d); coverslip.KindOf(err) != coverslip.Invalid {
+		t.Error(err)
+	}
+}
+
+func TestUnevenClassesAreDrawnAsAsked(t *testing.T) {
+	e := Evaluation{Kind: "probe", Label: "l", By: "patient", Folds: 4, Slides: []int{20}, Imbalance: []float64{1, 9}, Draws: 8, C: 1}
+	d := slidesOf(160, 2, 1, 4)
+	figures, err := Judge(e, d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	even, n := meanOf(figures, "auc", "n=20, 1:1")
+	uneven, m := meanOf(figures, "auc", "n=20, 1:9")
+	if n != 8 || m != 8 || !(uneven < even) {
+		t.Errorf("%d and %d draws: %g and %g", n, m, even, uneven)
+	}
+	j := judge{Evaluation: e, rows: d.Rows}
+	outer := split.Split{Side: make([]split.Side, len(d.Rows))}
+	for i := range outer.Side {
+		outer.Side[i] = split.Train
+	}
+	s, err := j.uneven(outer, 20, 9, rand.New(rand.NewPCG(1, 1)))
+	count, patients := map[string]int{}, map[string]bool{}
+	for _, r := range s.Rows(split.Train) {
+		count[d.Rows[r].Label]++
+		patients[d.Rows[r].Patient] = true
+	}
+	if err != nil || count["a"] != 2 || count["b"] != 18 || len(patients) != 20 {
+		t.Error(count, len(patients), err)
+	}
+	e.Slides = []int{120}
+	if _, err := Judge(e, d); coverslip.KindOf(err) != coverslip.Invalid {
+		t.Error(err)
+	}
+}
+
+func TestStrangeSlidesAreFound(t *testing.T) {
+	d := slidesOf(200, 2, 4, 5)
+	d.Columns = map[string][]string{"part": nil, "class": nil}
+	for i := range d.Rows {
+		d.Columns["class"] = append(d.Columns["class"], d.Rows[i].Label)
+		part := []string{"train", "train", "test", "far", "alike"}[i%5]
+		d.Columns["part"] = append(d.Columns["part"], part)
+		d.Rows[i].Label = part
+		if part == "far" {
+			for k := range d.Dim {
+				d.X[i*d.Dim+k] -= 12
+			}
+		}
+	}
+	e := Evaluation{Kind: "ood", Label: "part", Train: "part=train", Test: "part=test", K: 5}
+	few, err := Judge(e, d)
+	if err != nil || len(few) != 3*2*2 {
+		t.Fatal(len(few), err)
+	}
+	e.Classes = "class"
+	figures, err := Judge(e, d)
+	if err != nil || len(figures) != 5*2*2 {
+		t.Fatal(len(figures), err)
+	}
+	for _, f := range figures {
+		name, kind, _ := strings.Cut(f.Group, ", ")
+		fitted := name == "mahalanobis" || name == "nearest" || name == "pca residual"
+		switch {
+		case kind == "far" && fitted && f.Name == "auroc" && f.Value < 0.9, kind == "far" && name == "mahalanobis" && f.Name == "fpr95" && f.Value > 0.05,
+			kind == "alike" && f.Name == "auroc" && math.Abs(f.Value-0.5) > 0.2:
+			t.Errorf("%+v", f)
+		}
+	}
+	e.Train = "part=nobody"
+	if _, err := Judge(e, d); coverslip.KindOf(err) != coverslip.Invalid {
+		t.Error(err)
+	}
+}
+
+func TestEnergyIsOfTheLogitsThatPredict(t *testing.T) {
+	d := slidesOf(60, 2, 2, 6)
+	y := make([]int, 60)
+	for i, r := range d.Rows {
+		if r.Label == "b" {
+			y[i] = 1
+		}
+	}
+	l, err := probe.FitLogistic(d.X, d.Dim, y, 2, 1, probe.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, z := make([]float64, 120), logits(l, d.X)
+	l.Predict(p, d.X)
+	for i := range p {
+		if want := math.Exp(z[i]) / (math.Exp(z[i/2*2]) + math.Exp(z[i/2*2+1])); math.Abs(p[i]-want) > 1e-12 {
+			t.Fatalf("probability %g, softmax of the logits %g", p[i], want)
+		}
+	}
+}
+
+func TestTheGraphOfSlides(t *testing.T) {
+	d := slidesOf(60, 2, 2, 6)
+	figures, err := Judge(Evaluation{Kind: "graph", K: 10}, d)
+	if err != nil || len(figures) != 3 {
+		t.Error(figures, err)
+	}
+	d.Again = d.X
+	if figures, err := Judge(Evaluation{Kind: "graph", K: 10}, d); err != nil || len(figures) != 4 {
+		t.Error(figures, err)
+	}
+	if _, err := Judge(Evaluation{Kind: "graph", K: 60}, d); coverslip.KindOf(err) != coverslip.Invalid {
+		t.Error(err)
+	}
 }

@@ -136,7 +136,8 @@ func (e Evaluation) Columns() (columns []string) {
 	if e.Classes != "" {
 		columns = append(columns, e.Classes)
 	}
-	return columns
+	slices.Sort(columns)
+	return slices.Compact(columns)
 }
 
 const op = "read the study"

@@ -45,7 +45,7 @@ type known struct{ there map[string]bool }
 func (known) Cohort(_ context.Context, name string) (Cohort, error) {
 	switch name {
 	case "idc":
-		return Cohort{Slides: 200, Tiles: 40_000, Classes: map[string]int{"grade": 2, "idc": 2, "site": 1}}, nil
+		return Cohort{Slides: 200, Tiles: 40_000, Classes: map[string]int{"grade": 2, "idc": 2, "site": 1}, Sizes: map[string]map[string]int{"grade": {"1": 120, "2": 80}}}, nil
 	case "crc":
 		return Cohort{Slides: 50, Tiles: 9_000, Classes: map[string]int{"grade": 3}}, nil
 	case "bare":
@@ -181,6 +181,33 @@ func TestKeysStandForResults(t *testing.T) {
 	}
 }
 
+func TestWhoIsLearnedFromAndWhatLabelsSayIsPartOfTheKey(t *testing.T) {
+	keys := func(fixed string) (aggregator, evaluation string) {
+		p := plan(t, "name: a\nfixed: {cohort: idc, "+fixed+"}\nevaluations: [{kind: probe, label: grade}]\n", false)
+		for _, s := range p.Stages {
+			if s.Kind == "aggregator" {
+				aggregator = s.Key
+			}
+		}
+		return aggregator, p.Stages[len(p.Stages)-1].Key
+	}
+	all, _ := keys("train.epochs: 20")
+	some, _ := keys("train.epochs: 20, where: grade=1")
+	others, _ := keys("train.epochs: 20, where: grade=2")
+	labelled, _ := keys("train.epochs: 20, label: grade") // which simclr does not look at
+	if all == some || some == others || all != labelled {
+		t.Error(all, some, others, labelled)
+	}
+	a, _ := keys("train.objective: supcon, label: grade")
+	b, _ := keys("train.objective: supcon, label: idc")
+	if a == b {
+		t.Error("labels that are learned are not part of the key")
+	}
+	if p := plan(t, "name: a\nfixed: {cohort: idc, where: grade=2}\nevaluations: [{kind: geometry}]\n", false); p.Stages[1].Settings.Train.Batch != 80 {
+		t.Errorf("a batch of %d, of 80 slides", p.Stages[1].Settings.Train.Batch)
+	}
+}
+
 func TestWhatIsThereIsNotCounted(t *testing.T) {
 	p := plan(t, good, false)
 	f, err := Parse([]byte(good))
@@ -258,6 +285,28 @@ func TestWrongStudiesAreRefusedWithARemedy(t *testing.T) {
 		"unknown tap":            {with("cohort: idc", "cohort: idc\n  embed: {tap: projector.4}"), coverslip.Invalid, "projector.1, projector.2, projector.3"},
 		"tap of a mean":          {with("cohort: idc", "cohort: idc\n  aggregator: mean\n  embed: {tap: projector.1}"), coverslip.Invalid, "mean pooling has no layer"},
 		"no slides to learn":     {with("epochs: 20", "epochs: 20\n    batch: 1"), coverslip.Invalid, "batch"},
+		"labelled without label": {with("[simclr, vicreg]", "[simclr, supcon]"), coverslip.Invalid, "set label to a column"},
+		"label it does not have": {with("[simclr, vicreg]", "[simclr, supcon]\n  - {name: l, levels: [{name: a, set: {label: stage}}, {name: b, set: {label: grade}}]}"), coverslip.Invalid, "no label stage"},
+		"where is no condition":  {with("cohort: idc", "cohort: idc\n  where: grade"), coverslip.Invalid, "column=value"},
+		"where of no column":     {with("cohort: idc", "cohort: idc\n  where: part=train"), coverslip.Invalid, "no label part"},
+		"where of no value":      {with("cohort: idc", "cohort: idc\n  where: grade=7"), coverslip.Invalid, "it has 1, 2"},
+		"a side alone":           {with("slides: [25, 50]", "train: grade=1, slides: [25, 50]"), coverslip.Invalid, "give both"},
+		"sides and folds":        {with("slides: [25, 50]", "train: grade=1, test: grade=2, folds: 3, slides: [25, 50]"), coverslip.Invalid, "without folds"},
+		"a side of no value":     {with("slides: [25, 50]", "train: grade=1, test: grade=9, slides: [25, 50]"), coverslip.Invalid, "it has 1, 2"},
+		"equal sides":            {with("slides: [25, 50]", "train: grade=1, test: grade=1, slides: [25, 50]"), coverslip.Invalid, "another for each"},
+		"ood without sides":      {with("kind: geometry", "kind: ood, label: grade"), coverslip.Invalid, "give both"},
+		"uneven of no number":    {with("slides: [25, 50], draws: 12", "imbalance: [4]"), coverslip.Invalid, "slides: [40]"},
+		"uneven the wrong way":   {with("draws: 12", "draws: 12, imbalance: [0.5]"), coverslip.Invalid, "1 or more"},
+		"turned and rotated":     {with("[simclr, vicreg]", "[simclr, rotation]\n  - {setting: train.view.rotate, values: [true, false]}"), coverslip.Invalid, "rotate and flip to false"},
+		"cohort of no kind":      {with("name: objectives", "name: objectives\ncohorts: {idc: {folder: x}}"), coverslip.Invalid, "patients or pseudo"},
+		"cohort that is empty":   {with("name: objectives", "name: objectives\ncohorts: {idc: }"), coverslip.Invalid, "empty"},
+		"folder elsewhere":       {with("name: objectives", "name: objectives\ncohorts: {idc: {kind: patients, folder: /etc}}"), coverslip.Invalid, "lies elsewhere"},
+		"folder above":           {with("name: objectives", "name: objectives\ncohorts: {idc: {kind: patients, folder: ../x}}"), coverslip.Invalid, "lies elsewhere"},
+		"pseudo of one class":    {with("name: objectives", "name: objectives\ncohorts: {idc: {kind: pseudo, folder: x, background: H, foreground: H}}"), coverslip.Invalid, "two classes"},
+		"pseudo without parts":   {with("name: objectives", "name: objectives\ncohorts: {idc: {kind: pseudo, folder: x, background: H, foreground: A}}"), coverslip.Invalid, "no parts"},
+		"unknown mark":           {with("name: objectives", "name: objectives\ncohorts: {idc: {kind: pseudo, folder: x, background: H, foreground: A, parts: [{name: a, slides: 3, mark: coffee}]}}"), coverslip.Invalid, "coffee"},
+		"odd sites":              {with("name: objectives", "name: objectives\ncohorts: {idc: {kind: pseudo, folder: x, background: H, foreground: A, parts: [{name: a, slides: 3, spurious: 0.5}]}}"), coverslip.Invalid, "sites in pairs"},
+		"seed too large":         {with("seeds: 3", "seeds: [9223372036854775808]"), coverslip.Invalid, "above"},
 		"a grid of a million":    {"name: many\nfixed: {cohort: idc}\nfactors:\n" + many + "evaluations: [{kind: geometry}]\n", coverslip.TooLarge, "more than 100000 runs"},
 	} {
 		f, err := Parse([]byte(c.text))
@@ -287,9 +336,22 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
+// shipped is known, and what a file makes of tiles.
+type shipped struct {
+	known
+	of *File
+}
+
+func (s shipped) Cohort(ctx context.Context, name string) (Cohort, error) {
+	if s.of.Cohorts[name] != nil {
+		return Cohort{Slides: 200, Tiles: 2500, Assumed: true, Members: name}, nil
+	}
+	return s.known.Cohort(ctx, name)
+}
+
 func TestShippedStudiesAreWhole(t *testing.T) {
 	files, err := filepath.Glob("../../docs/studies/*.yaml")
-	if err != nil || len(files) == 0 {
+	if err != nil || len(files) < 9 {
 		t.Fatal(files, err)
 	}
 	for _, file := range files {
@@ -303,7 +365,7 @@ func TestShippedStudiesAreWhole(t *testing.T) {
 			continue
 		}
 		for _, quick := range []bool{false, true} {
-			p, err := f.Plan(t.Context(), known{}, quick, DefaultRates)
+			p, err := f.Plan(t.Context(), shipped{of: f}, quick, DefaultRates)
 			if err != nil {
 				t.Errorf("%s: %v", file, err)
 				continue

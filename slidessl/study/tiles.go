@@ -29,7 +29,8 @@ type Tiles struct {
 	Folder string `yaml:"folder" json:"folder"` // under the folder of tiles
 	// Table is a CSV file under the folder of tiles. Its first column names the patient, the others are labels.
 	Table string `yaml:"table" json:"table,omitempty"`
-	Most  int    `yaml:"most" json:"most,omitempty"` // tiles of a patient, evenly along the folder; 0 is all
+	Most  int    `yaml:"most" json:"most,omitempty"`   // tiles of a patient, evenly along the folder; 0 is all
+	Limit int    `yaml:"limit" json:"limit,omitempty"` // patients, evenly along the folder; 0 is all
 
 	// Of pseudo-slides: what decides their label, the classes of tiles they are made of, tiles across, sites with a stain
 	// of their own, and parts, which a column of this name tells apart.
@@ -73,8 +74,8 @@ func (t *Tiles) check(name string) error {
 		if t.Task != "" || len(t.Parts) > 0 || t.Across != 0 || t.Sites != 0 || t.Background+t.Foreground+t.Others != "" || t.Seed != 0 {
 			return bad("leave them out, or take kind pseudo", "patients have a folder, a table and most, no settings of pseudo-slides")
 		}
-		if t.Most < 0 {
-			return bad("give 1 or more", "%d tiles of a patient", t.Most)
+		if t.Most < 0 || t.Limit < 0 {
+			return bad("give 1 or more", "%d tiles of each of %d patients", t.Most, t.Limit)
 		}
 		return nil
 	case "pseudo":
@@ -83,14 +84,14 @@ func (t *Tiles) check(name string) error {
 	}
 	t.Task, t.Across, t.Sites = or(t.Task, slidessltest.Composition), or(t.Across, 12), or(t.Sites, 1)
 	switch {
-	case t.Table != "" || t.Most != 0:
-		return bad("leave them out", "pseudo-slides have neither table nor most")
+	case t.Table != "" || t.Most != 0 || t.Limit != 0:
+		return bad("leave them out", "pseudo-slides have no table, most or limit")
 	case !slices.Contains(slidessltest.Tasks, t.Task):
 		return bad("take composition, needle or arrangement", "there is no task %q", t.Task)
 	case t.Background == "" || t.Foreground == "" || t.Background == t.Foreground:
 		return bad("name two folders of tiles", "its background and its foreground are no two classes")
-	case t.Across < 2 || t.Across > maxAcross || t.Sites < 1 || t.Sites > 4:
-		return bad(fmt.Sprintf("2 to %d tiles, 1 to 4 sites", maxAcross), "slides of %d tiles across, of %d sites", t.Across, t.Sites)
+	case t.Across < 1 || t.Across > maxAcross || t.Sites < 1 || t.Sites > 4:
+		return bad(fmt.Sprintf("1 to %d tiles, 1 to 4 sites", maxAcross), "slides of %d tiles across, of %d sites", t.Across, t.Sites)
 	case len(t.Parts) == 0:
 		return bad("name one, such as {name: all, slides: 200}", "it has no parts")
 	}
@@ -118,10 +119,10 @@ func (t *Tiles) check(name string) error {
 
 // TileCohort is a cohort made of tiles.
 type TileCohort struct {
-	Slides []TileSlide
-	// Files are what slides are made of, each with looks.
-	files []string
-	looks []look
+	Slides   []TileSlide
+	files    []string
+	looks    []look
+	pictures []picture
 	// content is a hash of the pictures, arrangement of what slides are made of them.
 	content, arrangement string
 }
@@ -130,9 +131,12 @@ type TileCohort struct {
 type TileSlide struct {
 	Name, Patient, Site string
 	Labels              map[string]string
-	pictures            []int // look·files + file
+	pictures            []int
 	places              []view.Place
 }
+
+// picture is a tile with a look.
+type picture struct{ look, file int }
 
 // look is what becomes of a tile's pixels, [size,size,3].
 type look struct {
@@ -167,12 +171,20 @@ func (t *Tiles) patients(dir string) (*TileCohort, error) {
 		}
 	}
 	m := &TileCohort{looks: []look{{name: "as it is"}}}
-	size := 0
-	for from := 0; from < len(tiles); {
-		to := from
-		for to < len(tiles) && tiles[to].Group == tiles[from].Group {
-			to++
+	var starts []int // of patients
+	for i, tile := range tiles {
+		if i == 0 || tile.Group != tiles[i-1].Group {
+			starts = append(starts, i)
 		}
+	}
+	size, patients := 0, len(starts)
+	starts = append(starts, len(tiles))
+	if t.Limit > 0 {
+		patients = min(patients, t.Limit)
+	}
+	for p := range patients {
+		at := p * (len(starts) - 1) / patients
+		from, to := starts[at], starts[at+1]
 		group := tiles[from].Group
 		s := TileSlide{Name: group, Patient: group, Labels: labels[group]}
 		n := to - from
@@ -186,12 +198,12 @@ func (t *Tiles) patients(dir string) (*TileCohort, error) {
 					return nil, err
 				}
 			}
-			s.pictures = append(s.pictures, len(m.files))
+			s.pictures = append(s.pictures, len(m.pictures))
+			m.pictures = append(m.pictures, picture{0, len(m.files)})
 			s.places = append(s.places, view.Place{X: float64(tile.X) / float64(size), Y: float64(tile.Y) / float64(size)})
 			m.files = append(m.files, tile.File)
 		}
 		m.Slides = append(m.Slides, s)
-		from = to
 	}
 	return m, nil
 }
@@ -259,8 +271,25 @@ func (t *Tiles) pseudo(dir string) (*TileCohort, error) {
 			return nil, &coverslip.Error{Kind: coverslip.NotFound, Op: "make pseudo-slides", Path: filepath.Join(dir, t.Folder), Err: fmt.Errorf("class %s has fewer than 3 tiles", class), Hint: "its folders are classes; name those there are"}
 		}
 	}
+	number := map[picture]int{}
+	list := func(look, file int) {
+		number[picture{look, file}] = len(m.pictures)
+		m.pictures = append(m.pictures, picture{look, file})
+	}
+	for l := range m.looks { // marks are of held tiles alone
+		for _, class := range []string{t.Background, t.Foreground, t.Others} {
+			if l < t.Sites {
+				for _, file := range of[class][0] {
+					list(l, file)
+				}
+			}
+			for _, file := range of[class][1] {
+				list(l, file)
+			}
+		}
+	}
 	for i, p := range t.Parts {
-		rng := rand.New(rand.NewPCG(t.Seed, uint64(i))) //nolint:gosec // small
+		rng := rand.New(rand.NewPCG(t.Seed, uint64(i)))
 		held := 0
 		if p.Held {
 			held = 1
@@ -277,7 +306,7 @@ func (t *Tiles) pseudo(dir string) (*TileCohort, error) {
 				if p.Mark != "" && (p.Mark != "pen" || rng.IntN(3) == 0) {
 					at = place[p.Mark]
 				}
-				slide.pictures = append(slide.pictures, at*len(m.files)+tile)
+				slide.pictures = append(slide.pictures, number[picture{at, tile}])
 			}
 			m.Slides = append(m.Slides, slide)
 		}
@@ -339,6 +368,7 @@ func (m *TileCohort) digest(dir string) error {
 	for _, l := range m.looks {
 		_, _ = fmt.Fprintf(h, "%q\n", l.name)
 	}
+	_, _ = fmt.Fprintln(h, m.pictures)
 	for _, file := range m.files {
 		raw, err := os.ReadFile(file)
 		if err != nil {
@@ -361,7 +391,7 @@ func (m *TileCohort) digest(dir string) error {
 
 // Cohort is what a plan needs to know of it.
 func (m *TileCohort) Cohort() Cohort {
-	c := Cohort{Slides: len(m.Slides), Tiles: len(m.files) * len(m.looks), Classes: map[string]int{}, Sizes: map[string]map[string]int{}, Members: m.content + m.arrangement}
+	c := Cohort{Slides: len(m.Slides), Tiles: len(m.pictures), Classes: map[string]int{}, Sizes: map[string]map[string]int{}, Members: m.content + m.arrangement}
 	rows := make([]any, len(m.Slides))
 	for i, s := range m.Slides {
 		rows[i] = []any{s.Patient, s.Site, s.Labels}
@@ -403,12 +433,12 @@ func (m *TileCohort) draws(slide int, v coverslip.Views) [][]int {
 	return drawn
 }
 
-// Encode encodes every picture as it is, [looks·files,D], or with v the tiles of every view of every slide, [slides·V·N,D].
+// Encode encodes every picture as it is, [pictures,D], or with v the tiles of every view of every slide, [slides·V·N,D].
 func (m *TileCohort) Encode(ctx context.Context, enc encoder.Encoder, v *coverslip.Views, progress func(done, total int)) ([]float32, error) {
 	var src madeTiles
 	var err error
 	if v == nil {
-		src.of = make([]madeTile, len(m.looks)*len(m.files))
+		src.of = make([]madeTile, len(m.pictures))
 		for i := range src.of {
 			src.of[i] = madeTile{picture: i, other: -1, view: augment.Spec{}.Draw(0, 0)}
 		}
@@ -453,7 +483,7 @@ func (m *TileCohort) views(v coverslip.Views) ([]madeTile, error) {
 			return nil, coverslip.At(s.Name, err)
 		}
 		for k, tiles := range m.draws(i, v) {
-			drawn := spec.Draw(v.Seed<<32^uint64(i), k) //nolint:gosec // numbers that only have to differ
+			drawn := spec.Draw(v.Seed<<32^uint64(i), k)
 			for n, tile := range tiles {
 				of = append(of, madeTile{picture: s.pictures[tile], other: s.pictures[tiles[(n+1)%len(tiles)]], view: drawn, slide: slide})
 			}
@@ -498,10 +528,10 @@ func (t madeTiles) ReadTile(_ context.Context, dst []uint8, i int) error {
 
 // picture is a file's pixels under a look.
 func (m *TileCohort) picture(i int) ([]uint8, int, error) {
-	file := i % len(m.files)
-	pixels, size, err := slidessltest.Decode(m.files[file])
-	if change := m.looks[i/len(m.files)].change; err == nil && change != nil {
-		pixels = change(file, pixels, size)
+	p := m.pictures[i]
+	pixels, size, err := slidessltest.Decode(m.files[p.file])
+	if change := m.looks[p.look].change; err == nil && change != nil {
+		pixels = change(p.file, pixels, size)
 	}
 	return pixels, size, err
 }
@@ -520,7 +550,7 @@ type TileBags struct {
 // NewTileBags puts features beside their slides. Features of another number are Invalid.
 func NewTileBags(m *TileCohort, x []float32, dim int, v *coverslip.Views, label string) (*TileBags, error) {
 	b := &TileBags{TileCohort: m, X: x, D: dim, Views: v, LabelBy: label}
-	rows := len(m.looks) * len(m.files)
+	rows := len(m.pictures)
 	if v != nil {
 		rows = len(m.Slides) * v.Count * v.Tiles
 		for i := range m.Slides {

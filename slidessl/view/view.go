@@ -40,6 +40,9 @@ type Spec struct {
 	Crop float64 `json:"crop,omitempty" yaml:"crop,omitempty"`
 	// Drop leaves out each tile with this probability, but never the last.
 	Drop float64 `json:"drop,omitempty" yaml:"drop,omitempty"`
+	// Pieces leaves out whole pieces of tissue, tiles that touch, each with this probability; one always stays. It is what
+	// background is on the map: other pieces of the glass may be another organ, or a control.
+	Pieces float64 `json:"pieces,omitempty" yaml:"pieces,omitempty"`
 	// Small views beside the two large ones, for multi-crop (Caron et al., SwAV, arXiv 2006.09882): how
 	// many, of how many tiles, out of a square of this share of the map.
 	Small      int     `json:"small,omitempty" yaml:"small,omitempty"`
@@ -69,6 +72,8 @@ func (s Spec) Check() error {
 		return bad("the map is stretched by %g to %g", s.Scale[0], s.Scale[1])
 	case !(s.Crop >= 0 && s.Crop <= 1) || !(s.SmallCrop >= 0 && s.SmallCrop <= 1):
 		return bad("a crop of more than the map, or less than nothing")
+	case !(s.Pieces >= 0 && s.Pieces < 1):
+		return bad("pieces are left out with probability %g", s.Pieces)
 	case !(s.Drop >= 0 && s.Drop < 1):
 		return bad("tiles are dropped with probability %g", s.Drop)
 	case s.Small < 0 || s.Small > 64 || s.Small > 0 && s.SmallTiles < 1:
@@ -90,7 +95,8 @@ func (s Spec) Draw(rng *rand.Rand, n int, places []Place) (tiles []int, at []Pla
 	if n >= 2 {
 		count, crop = s.SmallTiles, s.SmallCrop
 	}
-	from := s.inside(rng, places, crop)
+	from := s.pieces(rng, places)
+	from = s.inside(rng, places, from, crop)
 	for range count {
 		i := rng.IntN(len(places))
 		if from != nil {
@@ -120,21 +126,109 @@ func (s Spec) Draw(rng *rand.Rand, n int, places []Place) (tiles []int, at []Pla
 	return tiles, at, nil
 }
 
-// inside lists the tiles within a random square, or is nil where all are.
-func (s Spec) inside(rng *rand.Rand, places []Place, crop float64) []int {
-	if crop == 0 || crop == 1 {
+// pieces lists the tiles of the pieces of tissue that stay, or is nil where all do.
+func (s Spec) pieces(rng *rand.Rand, places []Place) []int {
+	if s.Pieces == 0 {
 		return nil
 	}
-	low, high := bounds(places)
-	w, h := (high.X-low.X+1)*crop/2, (high.Y-low.Y+1)*crop/2
-	centre := places[rng.IntN(len(places))]
+	piece, n := Pieces(places)
+	stays := make([]bool, n)
+	left := n
+	for i := range stays {
+		if stays[i] = rng.Float64() >= s.Pieces; !stays[i] {
+			left--
+		}
+	}
+	if left == 0 {
+		stays[piece[rng.IntN(len(places))]] = true // larger ones more often
+	}
 	var in []int
-	for i, p := range places {
-		if math.Abs(p.X-centre.X) <= w && math.Abs(p.Y-centre.Y) <= h {
+	for i, p := range piece {
+		if stays[p] {
 			in = append(in, i)
 		}
 	}
 	return in
+}
+
+// Pieces says which piece of tissue each tile belongs to, from 0 to n-1 in the order of their first tiles. Tiles touch that
+// are at most a tile and a half apart on either axis.
+func Pieces(places []Place) (piece []int, n int) {
+	const apart = 1.5
+	cells := map[[2]int][]int{}
+	cell := func(p Place) [2]int { return [2]int{int(math.Floor(p.X / apart)), int(math.Floor(p.Y / apart))} }
+	piece = make([]int, len(places))
+	for i, p := range places {
+		piece[i] = -1
+		cells[cell(p)] = append(cells[cell(p)], i)
+	}
+	var next []int
+	for i := range places {
+		if piece[i] >= 0 {
+			continue
+		}
+		piece[i] = n
+		for next = append(next, i); len(next) > 0; {
+			at := places[next[len(next)-1]]
+			next = next[:len(next)-1]
+			c := cell(at)
+			for dy := -1; dy <= 1; dy++ {
+				for dx := -1; dx <= 1; dx++ {
+					for _, k := range cells[[2]int{c[0] + dx, c[1] + dy}] {
+						if piece[k] < 0 && math.Abs(places[k].X-at.X) <= apart && math.Abs(places[k].Y-at.Y) <= apart {
+							piece[k] = n
+							next = append(next, k)
+						}
+					}
+				}
+			}
+		}
+		n++
+	}
+	return piece, n
+}
+
+// inside lists those of the tiles from, nil being all, within a random square, or is from where all are.
+func (s Spec) inside(rng *rand.Rand, places []Place, from []int, crop float64) []int {
+	if crop == 0 || crop == 1 {
+		return from
+	}
+	low, high := bounds(places)
+	w, h := (high.X-low.X+1)*crop/2, (high.Y-low.Y+1)*crop/2
+	var centre Place
+	if from == nil {
+		centre = places[rng.IntN(len(places))]
+	} else {
+		centre = places[from[rng.IntN(len(from))]]
+	}
+	near := func(i int) bool {
+		return math.Abs(places[i].X-centre.X) <= w && math.Abs(places[i].Y-centre.Y) <= h
+	}
+	var in []int
+	if from == nil {
+		for i := range places {
+			if near(i) {
+				in = append(in, i)
+			}
+		}
+		return in
+	}
+	for _, i := range from {
+		if near(i) {
+			in = append(in, i)
+		}
+	}
+	return in
+}
+
+// Quarters turns places in place by k quarters about the corner of the map.
+func Quarters(at []Place, k int) {
+	for i, p := range at {
+		for range k {
+			p = Place{-p.Y, p.X}
+		}
+		at[i] = p
+	}
 }
 
 // turn is the matrix that places, as rows, are multiplied with: rotation, then flips, then scales.

@@ -3,6 +3,7 @@ package view_test
 import (
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"coverslip"
@@ -154,5 +155,43 @@ func TestPitchIsTheLeastDistance(t *testing.T) {
 	}
 	if p := view.Places([]int64{448, 224}, 224); p[0] != (view.Place{X: 2, Y: 1}) {
 		t.Errorf("%v", p)
+	}
+}
+
+func TestPiecesOfTissueAreLeftOutWhole(t *testing.T) {
+	// Two pieces, of which the second has a tile off the grid, and one tile alone.
+	places := []view.Place{{0, 0}, {1, 1}, {2, 1}, {10, 10}, {11.4, 10}, {20, 0}}
+	piece, n := view.Pieces(places)
+	if !slices.Equal(piece, []int{0, 0, 0, 1, 1, 2}) || n != 3 {
+		t.Fatal(piece, n)
+	}
+	s := view.Spec{Tiles: 40, Pieces: 0.9}
+	rng := rand.New(rand.NewPCG(1, 2))
+	met := map[int]int{} // by which pieces a view shows
+	for range 300 {
+		tiles, _, err := s.Draw(rng, 0, places)
+		if err != nil {
+			t.Fatal(err)
+		}
+		shown := 0
+		for _, tile := range tiles {
+			shown |= 1 << piece[tile]
+		}
+		met[shown]++
+	}
+	if met[0] > 0 || met[1] < 60 || met[2] < 40 || met[4] < 20 || met[1]+met[2]+met[4] < 240 || len(met) < 4 {
+		t.Errorf("views of these pieces: %v", met)
+	}
+}
+
+func TestQuartersTurnTheMap(t *testing.T) {
+	at := []view.Place{{2, 1}, {0, 3}}
+	view.Quarters(at, 1)
+	if want := []view.Place{{-1, 2}, {-3, 0}}; !slices.Equal(at, want) {
+		t.Errorf("%v", at)
+	}
+	view.Quarters(at, 3)
+	if want := []view.Place{{2, 1}, {0, 3}}; !slices.Equal(at, want) {
+		t.Errorf("%v after four quarters", at)
 	}
 }

@@ -1,0 +1,257 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/parquet-go/parquet-go"
+)
+
+// tinyStudy is one of the cohort that bagCohort makes.
+const tinyStudy = `name: tiny
+question: Does training help?
+fixed:
+  cohort: some
+  encoder: tiny
+  train: {epochs: 3, batch: 8, view.tiles: 6, architecture.width: 16}
+  embed.views: 4
+factors:
+  - {setting: aggregator, values: [mean, trained, untrained]}
+seeds: 2
+evaluations:
+  - {kind: probe, label: kind, folds: 3, c: 1}
+  - {kind: geometry}
+`
+
+func studyFile(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "study.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// ranStudy runs one that has to end well.
+func ranStudy(t *testing.T, args ...string) (done studyDone) {
+	t.Helper()
+	code, out, stderr := coverslipRun(t, append([]string{"--json", "study", "run"}, args...)...)
+	if code != exitDone {
+		t.Fatalf("exit %d: %s", code, stderr)
+	}
+	if err := json.Unmarshal([]byte(out), &done); err != nil {
+		t.Fatal(err, out)
+	}
+	return done
+}
+
+// figuresOf is the CSV file of a study.
+func figuresOf(t *testing.T, data, name string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if code, _, stderr := coverslipRun(t, "study", "report", name, "--data", data, "--out", dir, "--draws", "50"); code != exitDone {
+		t.Fatalf("exit %d: %s", code, stderr)
+	}
+	raw, err := os.ReadFile(filepath.Join(dir, "results.csv"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(raw)
+}
+
+func TestStudyRunShowReport(t *testing.T) {
+	data := dataFolder(t)
+	bagCohort(t, data, 24)
+	file := studyFile(t, tinyStudy)
+	done := ranStudy(t, file, "--data", data)
+	// One set of bags; two seeds of a trained and an untrained aggregator, and of mean none; their embeddings; two
+	// evaluations of each.
+	if done.Runs != 6 || done.Made != 1+4+5+10 || done.Kept != 0 || len(done.Failed) != 0 {
+		t.Errorf("%+v", done)
+	}
+	if again := ranStudy(t, file, "--data", data); again.Made != 0 || again.Kept != 20 {
+		t.Errorf("again: %+v", again)
+	}
+	t.Run("Show", func(t *testing.T) {
+		code, out, stderr := coverslipRun(t, "study", "show", "tiny", "--data", data)
+		if code != exitDone || !strings.Contains(out, "untrained") || !strings.Contains(out, "balanced_accuracy") || !strings.Contains(out, "±") {
+			t.Errorf("exit %d: %s\n%s", code, stderr, out)
+		}
+		code, out, stderr = coverslipRun(t, "--json", "study", "show", "tiny", "--data", data)
+		lines := strings.Split(strings.TrimSpace(out), "\n")
+		var first studyLine
+		if err := json.Unmarshal([]byte(lines[0]), &first); code != exitDone || err != nil || first.Levels["aggregator"] != "mean" || *first.Mean < 0 || *first.Mean > 1 {
+			t.Errorf("exit %d: %s %v\n%s", code, stderr, err, lines[0])
+		}
+		if code, out, _ := coverslipRun(t, "study", "show", "--data", data); code != exitDone || !strings.Contains(out, "tiny") {
+			t.Errorf("exit %d: %s", code, out)
+		}
+	})
+	t.Run("Report", func(t *testing.T) {
+		dir := t.TempDir()
+		if code, _, stderr := coverslipRun(t, "study", "report", "tiny", "--data", data, "--out", dir, "--draws", "50"); code != exitDone {
+			t.Fatalf("exit %d: %s", code, stderr)
+		}
+		for name, says := range map[string][]string{
+			"report.html": {"<svg", "tiny", "coverslip study run study.yaml", "hash "}, "report.md": {"| aggregator |", "±", "hash "},
+			"study.yaml": {"name: tiny"}, "results.csv": {"study,run,aggregator,seed,evaluation,figure,training,fold,value\ntiny,1,mean,1,geometry,"}} {
+			raw, err := os.ReadFile(filepath.Join(dir, name))
+			for _, want := range says {
+				if err != nil || !strings.Contains(string(raw), want) {
+					t.Errorf("%s has no %q: %v", name, want, err)
+				}
+			}
+		}
+		rows, err := parquet.ReadFile[struct {
+			Run    int32             `parquet:"run"`
+			Levels map[string]string `parquet:"levels"`
+			Value  float64           `parquet:"value"`
+		}](filepath.Join(dir, "results.parquet"))
+		raw, _ := os.ReadFile(filepath.Join(dir, "results.csv"))
+		if err != nil || len(rows) != strings.Count(string(raw), "\n")-1 || rows[0].Levels["aggregator"] != "mean" {
+			t.Errorf("%d rows of parquet, %v", len(rows), err)
+		}
+	})
+	t.Run("ASecondOfItsNameIsRefused", func(t *testing.T) {
+		other := studyFile(t, strings.Replace(tinyStudy, "epochs: 3", "epochs: 4", 1))
+		code, _, stderr := coverslipRun(t, "study", "run", other, "--data", data)
+		if code != exitFailed || !strings.Contains(stderr, "another study of this name") || !strings.Contains(stderr, "--replace") {
+			t.Errorf("exit %d: %s", code, stderr)
+		}
+		// Replaced, it makes what differs: the trained aggregators, and what stands on them.
+		if done := ranStudy(t, other, "--data", data, "--replace"); done.Made != 2+2+4 || done.Kept != 12 {
+			t.Errorf("%+v", done)
+		}
+	})
+	t.Run("LabelsThatChangeAreJudgedAnew", func(t *testing.T) {
+		code, out, stderr := coverslipRun(t, "--json", "slides", "list", "--data", data)
+		var s struct{ Name string }
+		if err := json.Unmarshal([]byte(strings.SplitN(out, "\n", 2)[0]), &s); code != exitDone || err != nil {
+			t.Fatal(code, err, stderr)
+		}
+		table := filepath.Join(t.TempDir(), "labels.csv")
+		if err := os.WriteFile(table, []byte("slide,kind\n"+s.Name+",b\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if code, out, stderr := coverslipRun(t, "import", "csv", table, "--cohort", "some", "--data", data); code != exitDone {
+			t.Fatal(code, out, stderr)
+		}
+		other := studyFile(t, strings.Replace(tinyStudy, "name: tiny", "name: relabelled", 1))
+		if done := ranStudy(t, other, "--data", data); done.Made != 10 || done.Kept != 10 {
+			t.Errorf("%+v", done)
+		}
+	})
+}
+
+func TestAStudyKilledAtAnyPointGivesTheSameFigures(t *testing.T) {
+	whole, broken := dataFolder(t), dataFolder(t)
+	file := studyFile(t, tinyStudy)
+	bagCohort(t, whole, 16)
+	ranStudy(t, file, "--data", whole, "--jobs", "1")
+	bagCohort(t, broken, 16)
+	stops := 0
+	for n := 0; ; n++ { // one, two or three stages further each time
+		ctx, cancel := context.WithCancel(t.Context())
+		code := run(ctx, []string{"study", "run", file, "--data", broken, "--jobs", "1"}, new(bytes.Buffer), &cancelAfter{n: 4 + n%3, cancel: cancel})
+		cancel()
+		if code == exitDone {
+			break
+		}
+		if stops++; stops > 60 {
+			t.Fatal("it never ends")
+		}
+	}
+	if stops < 3 {
+		t.Errorf("it was stopped %d times", stops)
+	}
+	if a, b := figuresOf(t, whole, "tiny"), figuresOf(t, broken, "tiny"); a != b {
+		t.Error("figures differ")
+	}
+}
+
+func TestARunThatDivergesIsReportedAndTheOthersGoOn(t *testing.T) {
+	data := dataFolder(t)
+	bagCohort(t, data, 16)
+	text := strings.Replace(tinyStudy, "{setting: aggregator, values: [mean, trained, untrained]}", "{setting: train.rate, values: [0.002, 1000]}", 1)
+	text = strings.Replace(text, "epochs: 3,", "epochs: 8, optimizer: sgd, objective: vicreg, warmup: 0,", 1)
+	code, out, stderr := coverslipRun(t, "study", "run", studyFile(t, text), "--data", data)
+	if code != exitFailed || !strings.Contains(out, "failed: aggregator") || !strings.Contains(out, "lower the learning rate") {
+		t.Fatalf("exit %d: %s\n%s", code, out, stderr)
+	}
+	code, out, _ = coverslipRun(t, "study", "show", "tiny", "--data", data)
+	if code != exitDone || !strings.Contains(out, "0.002") || strings.Contains(out, "1000  ") || !strings.Contains(out, "failed: aggregator") {
+		t.Errorf("exit %d: %s", code, out)
+	}
+	dir := t.TempDir()
+	if code, _, stderr := coverslipRun(t, "study", "report", "tiny", "--data", data, "--out", dir); code != exitDone {
+		t.Fatalf("exit %d: %s", code, stderr)
+	}
+	if raw, err := os.ReadFile(filepath.Join(dir, "report.md")); err != nil || !strings.Contains(string(raw), "What failed") {
+		t.Error("the report does not say so", err)
+	}
+}
+
+func TestStudiesThatCannotBeRun(t *testing.T) {
+	data := dataFolder(t)
+	bagCohort(t, data, 4)
+	many := ""
+	for i := range 20 {
+		many += fmt.Sprintf("  - {name: f%d, levels: [{name: a, set: {}}, {name: b, set: {}}]}\n", i)
+	}
+	with := func(old, instead string) string { return strings.Replace(tinyStudy, old, instead, 1) }
+	for name, c := range map[string]struct{ text, says string }{
+		"UnknownFactor":       {with("setting: aggregator", "setting: agregator"), "did you mean aggregator?"},
+		"FixedAndVaried":      {with("fixed:\n", "fixed:\n  aggregator: mean\n"), "which fixed sets, too"},
+		"AGridOfAMillion":     {with("factors:\n", "factors:\n"+many), "limit"},
+		"NoSuchLabel":         {with("label: kind", "label: grade"), "its labels are kind"},
+		"NoSuchCohort":        {with("cohort: some", "cohort: none"), "none"},
+		"NoSuchEncoder":       {with("encoder: tiny", "encoder: huge"), "huge"},
+		"TilesThatNobodyGave": {with("name: tiny\n", "name: tiny\ncohorts: {some: {kind: patients, folder: tiles}}\n"), "--tiles DIR"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			code, _, stderr := coverslipRun(t, "study", "run", studyFile(t, c.text), "--data", data)
+			if code != exitFailed || !strings.Contains(stderr, c.says) {
+				t.Errorf("exit %d, no %q in %s", code, c.says, stderr)
+			}
+		})
+	}
+	if code, _, stderr := coverslipRun(t, "study", "run", filepath.Join(data, "none.yaml"), "--data", data); code == exitDone || !strings.Contains(stderr, "none.yaml") {
+		t.Errorf("a file that is not there: exit %d, %s", code, stderr)
+	}
+	if code, out, _ := coverslipRun(t, "study", "show", "--data", data); code != exitDone || !strings.Contains(out, "no studies") {
+		t.Errorf("something was kept: %s", out)
+	}
+	for _, verb := range [][]string{{"show", "tiny"}, {"report", "tiny", "--out", t.TempDir()}} {
+		if code, _, stderr := coverslipRun(t, append(append([]string{"study"}, verb...), "--data", data)...); code != exitFailed || !strings.Contains(stderr, "coverslip study run FILE") {
+			t.Errorf("%v: exit %d, %s", verb, code, stderr)
+		}
+	}
+}
+
+func TestADryRunNeedsNothing(t *testing.T) {
+	for _, name := range []string{"DATABASE_URL", "BLOB_URL", "COVERSLIP_DATA"} {
+		t.Setenv(name, "")
+		_ = os.Unsetenv(name)
+	}
+	files, err := filepath.Glob("../../docs/studies/*.yaml")
+	if err != nil || len(files) < 9 {
+		t.Fatal(files, err)
+	}
+	for _, file := range files {
+		code, out, stderr := coverslipRun(t, "study", "run", file, "--dry-run")
+		if code != exitDone || !strings.Contains(out, "aggregators to train") || !strings.Contains(out, "of disk") || !strings.Contains(out, "are assumed") {
+			t.Errorf("%s: exit %d, %s%s", file, code, out, stderr)
+		}
+	}
+	code, out, _ := coverslipRun(t, "--json", "study", "run", files[0], "--dry-run", "--quick")
+	var planned studyPlanned
+	if err := json.Unmarshal([]byte(out), &planned); code != exitDone || err != nil || planned.Runs < 2 || planned.Seconds <= 0 || len(planned.Assumed) == 0 {
+		t.Errorf("exit %d: %s, %v", code, out, err)
+	}
+}
