@@ -139,11 +139,11 @@ func scanStudy(row pgx.CollectableRow) (s Study, err error) {
 	return s, err
 }
 
-// StudyResults are the figures of a study, by run, evaluation, figure, training and fold.
+// StudyResults are the figures of a study, by run, evaluation, figure, training and fold, n=5 before n=25.
 func (q queries) StudyResults(ctx context.Context, name string, quick bool) ([]StudyResult, error) {
 	rows, _ := q.q.Query(ctx, `select run, levels, seed, evaluation, key, figure, training, fold, value
 		from study_runs join study_figures using (key) where study = $1 and quick = $2
-		order by run, evaluation, figure, training, fold`, name, quick) // the same
+		order by run, evaluation, figure, length(training), training, length(fold), fold`, name, quick) // the same
 	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r StudyResult, err error) {
 		var seed int64
 		err = row.Scan(&r.Run, &r.Levels, &seed, &r.Evaluation, &r.Key, &r.Figure, &r.Training, &r.Fold, &r.Value)

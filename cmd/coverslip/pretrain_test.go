@@ -23,7 +23,7 @@ import (
 func bagCohort(t *testing.T, data string, n int) {
 	t.Helper()
 	e := &env{Context: t.Context(), out: os.Stdout, err: os.Stderr}
-	f := dataFlags{Data: data}
+	f := dataFlags{Data: data, DatabaseURL: os.Getenv("DATABASE_URL"), BlobURL: os.Getenv("BLOB_URL")}
 	p, err := f.connect(e)
 	if err != nil {
 		t.Fatal(err)

@@ -23,6 +23,7 @@ import (
 	"coverslip/slidessl/study"
 	"coverslip/storage"
 	"coverslip/storage/interop"
+	"coverslip/storage/queue"
 )
 
 type studyCmd struct {
@@ -37,6 +38,7 @@ type studyRunCmd struct {
 	Quick    bool   `help:"The smaller study of the same question that the file describes."`
 	Tiles    string `type:"path" placeholder:"DIR" help:"Folder of the cohorts that the file makes of tiles."`
 	Jobs     int    `default:"0" placeholder:"N" help:"Stages made at once (one per core)."`
+	Fleet    bool   `help:"Let the workers of the queue make the stages (coverslip up, coverslip work), instead of this process."`
 	Replace  bool   `help:"Forget a study of this name that said something else."`
 	Provider string `env:"COVERSLIP_PROVIDER" enum:"cpu,cuda,tensorrt" default:"cpu" group:"Encoder" help:"What ONNX Runtime computes on: cpu, cuda or tensorrt (${default})."`
 	dataFlags
@@ -48,6 +50,7 @@ func (studyRunCmd) Help() string {
   coverslip study run docs/studies/map.yaml --dry-run
   coverslip study run docs/studies/map.yaml --quick --tiles ../shared/data
   coverslip study report map --quick --out report/
+  coverslip study run docs/studies/map.yaml --fleet    # DATABASE_URL, BLOB_URL: workers anywhere make the stages
 
 The file says what is fixed, what is varied and how embeddings are judged: docs/studies/README.md. Runs share
 whatever is the same, and what an earlier study made is found. Stopped at any point, the same command goes on.
@@ -158,6 +161,9 @@ func (c *studyRunCmd) equip(e *env, p *platform, m *studies.Maker) {
 func (c *studyRunCmd) run(e *env, p *platform, m *studies.Maker, text string) error {
 	started := time.Now()
 	name := m.File.Name
+	if c.Fleet && p.owner() {
+		return &usageError{"--fleet: nobody else works on this folder; start workers with coverslip up, or leave it out"}
+	}
 	release, err := p.DB.LockStudy(e, name)
 	if err != nil {
 		return err
@@ -181,7 +187,16 @@ func (c *studyRunCmd) run(e *env, p *platform, m *studies.Maker, text string) er
 	nn.SetWorkers(max(runtime.GOMAXPROCS(0)/c.jobs(), 1)) // stages at once take the cores, which changes no result
 	show := &studyProgress{e: e, next: started.Add(slowStage)}
 	m.Progress = show.within
-	outcomes, failed := plan.Execute(e, m, c.jobs(), show.stage)
+	var maker study.Maker = m
+	jobs := c.jobs()
+	if c.Fleet {
+		q, err := queue.New(p.DB.Pool(), queue.Config{Logger: e.log})
+		if err != nil {
+			return err
+		}
+		maker, jobs = fleetMaker{p.DB, q, queue.Stage{Study: name, Quick: c.Quick, Tiles: c.Tiles}}, stagesAtOnce
+	}
+	outcomes, failed := plan.Execute(e, maker, jobs, show.stage)
 	written, err := json.Marshal(outcomes)
 	if err == nil {
 		err = p.DB.SetStudyOutcomes(context.WithoutCancel(e), name, c.Quick, written)

@@ -255,3 +255,50 @@ func TestADryRunNeedsNothing(t *testing.T) {
 		t.Errorf("exit %d: %s, %v", code, out, err)
 	}
 }
+
+// A study whose stages are made by workers in processes of their own, one of which is killed while it has one, comes to the
+// figures of one that was run alone.
+func TestAStudyOnAFleet(t *testing.T) {
+	alone := dataFolder(t)
+	file := studyFile(t, tinyStudy)
+	bagCohort(t, alone, 16)
+	ranStudy(t, file, "--data", alone)
+	want := figuresOf(t, alone, "tiny")
+
+	f := newFleet(t)
+	data := t.TempDir()
+	bagCohort(t, data, 16)
+	if code, _, stderr := coverslipRun(t, "study", "run", file, "--fleet", "--data", dataFolder(t), "--database-url", ""); code == exitDone {
+		t.Errorf("where nobody works it ends: %s", stderr)
+	}
+	// The first worker is killed while it works on a stage, before another one is there to do so.
+	first := f.worker("--stages", "1")
+	killed := make(chan struct{})
+	go func() {
+		defer close(killed)
+		for t.Context().Err() == nil {
+			var running int
+			if err := f.db.Pool().QueryRow(t.Context(), `select count(*) from river_job where kind = 'study_stage' and state = 'running'`).Scan(&running); err != nil || running > 0 {
+				break
+			}
+		}
+		_ = first.cmd.Process.Kill()
+		_ = first.cmd.Wait()
+		f.worker("--stages", "2")
+	}()
+	done := ranStudy(t, file, "--fleet", "--data", data)
+	<-killed
+	if done.Made != 20 || len(done.Failed) != 0 {
+		t.Errorf("%+v", done)
+	}
+	if got := figuresOf(t, data, "tiny"); got != want {
+		t.Error("figures differ")
+	}
+	// A stage that cannot be made is told as such.
+	text := strings.Replace(tinyStudy, "{setting: aggregator, values: [mean, trained, untrained]}", "{setting: train.rate, values: [0.002, 1000]}", 1)
+	text = strings.Replace(strings.Replace(text, "name: tiny", "name: diverges", 1), "epochs: 3,", "epochs: 8, optimizer: sgd, objective: vicreg, warmup: 0,", 1)
+	code, out, stderr := coverslipRun(t, "study", "run", studyFile(t, text), "--fleet", "--data", data)
+	if code != exitFailed || !strings.Contains(out, "lower the learning rate") {
+		t.Errorf("exit %d: %s\n%s", code, out, stderr)
+	}
+}

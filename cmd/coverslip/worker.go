@@ -20,6 +20,7 @@ import (
 type workFlags struct {
 	Slides int           `default:"0" placeholder:"N" group:"Work" help:"Slides encoded at once; 0 is as many as fit memory and cores (${default})."`
 	Views  int           `default:"1" placeholder:"N" group:"Work" help:"Slides of which views are made at once; 0 leaves them to others (${default})."`
+	Stages int           `default:"1" placeholder:"N" group:"Work" help:"Stages of studies made at once; 0 leaves them to others (${default})."`
 	Lease  time.Duration `default:"20s" group:"Work" help:"Take the slides of workers that were silent for so long; the same for the whole fleet (${default})."`
 	Grace  time.Duration `default:"20s" group:"Work" help:"When told to stop, finish the slides at hand for so long; then they go back to the queue (${default})."`
 }
@@ -87,12 +88,12 @@ func (p *platform) work(e *env, in *ingest.Ingest, flags workFlags) (stop func()
 	if in.Workers == 0 {
 		in.Workers = max(1, runtime.GOMAXPROCS(0)/slides)
 	}
-	w := &worker{p: p, in: in, session: session}
+	w := &worker{e: e, p: p, in: in, session: session}
 	views := flags.Views
 	if views == 0 {
 		views = -1
 	}
-	q, err := queue.New(p.DB.Pool(), queue.Config{Embeds: slides, Views: views, Work: w.work, Patience: flags.Lease, Logger: e.log})
+	q, err := queue.New(p.DB.Pool(), queue.Config{Embeds: slides, Views: views, Stages: flags.Stages, Work: w.work, Patience: flags.Lease, Logger: e.log})
 	if err != nil {
 		return nil, err
 	}
@@ -149,6 +150,7 @@ func (p *platform) sweepNowAndThen(e *env, in *ingest.Ingest) (stop func()) {
 
 // worker does jobs of any encoder there is.
 type worker struct {
+	e *env
 	p *platform
 
 	mu      sync.RWMutex // read while a job runs, written while the encoder changes
@@ -159,6 +161,9 @@ type worker struct {
 // work does a job with the encoder it asks for. Only one stays in memory, since the large ones need
 // gigabytes; jobs come in the order they were asked for, so it seldom changes.
 func (w *worker) work(ctx context.Context, job queue.Job, attempt queue.Attempt) error {
+	if job.Stage != nil {
+		return w.stage(ctx, *job.Stage)
+	}
 	for {
 		w.mu.RLock()
 		if job.Encoder == "" || job.Encoder == w.in.Model.Name {

@@ -38,10 +38,20 @@ type Job struct {
 	Views      *coverslip.Views  `json:"views,omitempty"`
 	// SkipBadTiles is coverslip.PlanParams', of this slide.
 	SkipBadTiles bool `json:"skip_bad_tiles,omitempty"`
+	// Stage asks for a stage of a study instead, and for no slide.
+	Stage *Stage `json:"stage,omitempty"`
 
 	// Priority is 1 for what comes first to 4 for what comes last; 0 is Usual. It is no part of what makes
 	// a job the same as another.
 	Priority int `json:"-"`
+}
+
+// Stage is one of a study that is kept (storage.Study).
+type Stage struct {
+	Study string `json:"study"`
+	Quick bool   `json:"quick,omitempty"`
+	Key   string `json:"key"`
+	Tiles string `json:"tiles,omitempty"` // folder of the cohorts that the study makes of tiles, the same for all workers
 }
 
 // Usual is the priority of what nobody gave one.
@@ -51,6 +61,7 @@ const Usual = 2
 const (
 	Embeds = "embed" // jobs that end with an embedding
 	Views  = "views" // jobs that end with a bag of views
+	Stages = "study" // stages of studies; List and Depths, which are of slides, leave them out
 )
 
 // Kind is River's name for the job; the triggers in migrations/00010 go by it too.
@@ -78,6 +89,17 @@ func (viewsJob) Kind() string { return "encode_views" }
 func (viewsJob) InsertOpts() river.InsertOpts {
 	opts := Job{}.InsertOpts()
 	opts.Queue = Views
+	return opts
+}
+
+// stageJob is a Job with a Stage.
+type stageJob Job
+
+func (stageJob) Kind() string { return "study_stage" }
+
+func (stageJob) InsertOpts() river.InsertOpts {
+	opts := Job{}.InsertOpts()
+	opts.Queue = Stages
 	return opts
 }
 
@@ -110,6 +132,7 @@ func (a Attempt) Kept(n int) {
 type Config struct {
 	Embeds  int           // jobs of that queue at once; 0 is 1, less is none
 	Views   int           // jobs of that queue at once; 0 is 1, less is none
+	Stages  int           // jobs of that queue at once; 0 is none, unlike the others
 	Timeout time.Duration // the longest a job may run; 0 is a day
 	// Patience is how long a worker may be silent before its jobs are taken away; 0 is DefaultPatience. It
 	// should be the same in all processes.
@@ -154,7 +177,7 @@ func New(pool *pgxpool.Pool, c Config) (*Queue, error) {
 	if c.Work != nil {
 		config.Workers = river.NewWorkers()
 		config.Queues = map[string]river.QueueConfig{}
-		for name, most := range map[string]int{Embeds: c.Embeds, Views: c.Views} {
+		for name, most := range map[string]int{Embeds: c.Embeds, Views: c.Views, Stages: cmp.Or(c.Stages, -1)} {
 			if most >= 0 {
 				config.Queues[name] = river.QueueConfig{MaxWorkers: max(most, 1)}
 			}
@@ -164,6 +187,9 @@ func New(pool *pgxpool.Pool, c Config) (*Queue, error) {
 				return q.do(ctx, c.Work, job.JobRow, job.Args)
 			})),
 			river.AddWorkerSafely(config.Workers, river.WorkFunc(func(ctx context.Context, job *river.Job[viewsJob]) error {
+				return q.do(ctx, c.Work, job.JobRow, Job(job.Args))
+			})),
+			river.AddWorkerSafely(config.Workers, river.WorkFunc(func(ctx context.Context, job *river.Job[stageJob]) error {
 				return q.do(ctx, c.Work, job.JobRow, Job(job.Args))
 			})))
 		if err != nil {
@@ -240,7 +266,10 @@ func (q *Queue) Enqueue(ctx context.Context, tx pgx.Tx, jobs ...Job) ([]Enqueued
 		if _, there := first[string(key)]; !there {
 			first[string(key)] = len(params)
 			var args river.JobArgs = job
-			if job.Views != nil {
+			switch {
+			case job.Stage != nil:
+				args = stageJob(job)
+			case job.Views != nil:
 				args = viewsJob(job)
 			}
 			params = append(params, river.InsertManyParams{Args: args, InsertOpts: &river.InsertOpts{Priority: cmp.Or(job.Priority, Usual)}})
