@@ -8,6 +8,7 @@ import (
 
 	"coverslip"
 	"coverslip/internal/ingest"
+	"coverslip/slidessl/measure"
 	"coverslip/tiler"
 )
 
@@ -17,10 +18,14 @@ type ingestCmd struct {
 	MPPOfSlide mppValue `name:"mpp-of-slide" help:"Resolution of the slides, µm per pixel, where the files do not say it."`
 	SkipBad    bool     `name:"skip-bad-tiles" help:"Leave out tiles whose bytes are damaged, and say which. Without it, one fails its slide."`
 	Wait       bool     `help:"Stay until every slide has its embedding or a reason for having none."`
+	Gate       string   `placeholder:"NAME" help:"With --wait: keep slides that this gate finds strange out of the cohort, and say so (coverslip gate fit)."`
+	gateFlags
 	budgetFlags
 	mppTableFlag
 	encoderFlags
 	dataFlags
+
+	gate *measure.Gate
 }
 
 // Help is shown by coverslip ingest --help.
@@ -30,6 +35,7 @@ func (ingestCmd) Help() string {
   coverslip ingest /archive/*.svs --cohort brca
   coverslip ingest old.svs --mpp-of-slide 0.25 --wait
   coverslip ingest *.tif --mpp-csv resolutions.csv
+  coverslip ingest *.svs --cohort brca --gate brca --wait
   coverslip ingest 's3://bucket/a.svs?endpoint=http://127.0.0.1:7070' --wait
 
 With --wait the slides are encoded by this process, or by coverslip up where that runs on the same
@@ -88,6 +94,7 @@ type result struct {
 	Tiles   int               `json:"tiles"`
 	Dim     int               `json:"dim,omitempty"`
 	Seconds float64           `json:"seconds"`
+	Strange bool              `json:"strange,omitempty"` // to the gate, and so not in the cohort
 	Message string            `json:"message"`
 }
 
@@ -96,7 +103,15 @@ func (c *ingestCmd) Run(e *env) error {
 	if err := c.readMPPs(); err != nil {
 		return err
 	}
-	return c.with(e, c.encoderFlags, func(p *platform, in *ingest.Ingest) error {
+	if c.Gate != "" && !c.Wait || c.Gate == "" && c.Threshold != nil {
+		return &usageError{"--gate looks at embeddings: it goes with --wait, and --threshold with it"}
+	}
+	return c.with(e, c.encoderFlags, func(p *platform, in *ingest.Ingest) (err error) {
+		if c.Gate != "" {
+			if c.gate, err = p.openGate(e, c.Gate, in.Model.Name, c.gateFlags); err != nil {
+				return err
+			}
+		}
 		in.Plan.Budget, in.Plan.SkipBadTiles = c.budget(), c.SkipBad
 		return c.ingest(e, p, in)
 	})
@@ -122,7 +137,7 @@ func (c *ingestCmd) ingest(e *env, p *platform, in *ingest.Ingest) error {
 			order = append(order, r.Slide)
 			continue
 		}
-		if r.State == coverslip.Failed || r.State == coverslip.AwaitingMPP {
+		if r.State == coverslip.Failed || r.State == coverslip.AwaitingMPP || r.Strange {
 			failed++
 		}
 		if err := c.print(e, r); err != nil {
@@ -151,7 +166,7 @@ func (c *ingestCmd) register(e *env, in *ingest.Ingest, p *platform, path string
 	if err != nil {
 		return result{}, err
 	}
-	if c.Cohort != "" {
+	if c.Cohort != "" && c.gate == nil {
 		if err := p.DB.AddToCohort(e, c.Cohort, coverslip.Member{Slide: out.Slide.ID}); err != nil {
 			return result{}, err
 		}
@@ -167,7 +182,25 @@ func (c *ingestCmd) register(e *env, in *ingest.Ingest, p *platform, path string
 	default:
 		r.Message = string(out.Slide.State) + " already: no work was done"
 	}
-	return r, c.describe(e, in, &r)
+	if err := c.describe(e, in, &r); err != nil {
+		return r, err
+	}
+	return r, c.pass(e, p, in, &r)
+}
+
+// pass asks the gate of a slide that is embedded, and puts it into the cohort where it passes.
+func (c *ingestCmd) pass(e *env, p *platform, in *ingest.Ingest, r *result) error {
+	if c.gate == nil || r.State != coverslip.Embedded {
+		return nil
+	}
+	why, err := p.strange(e, c.gate, c.Gate, in, r.Slide)
+	if r.Strange = why != ""; r.Strange {
+		r.Reason, r.Message = why, why
+	}
+	if err != nil || r.Strange || c.Cohort == "" {
+		return err
+	}
+	return p.DB.AddToCohort(e, c.Cohort, coverslip.Member{Slide: r.Slide})
 }
 
 // describe adds what is known of the bag.
@@ -221,6 +254,12 @@ func (c *ingestCmd) wait(e *env, p *platform, in *ingest.Ingest, waiting map[cov
 			r.Message = s.Reason
 		}
 		if broken = c.describe(e, in, &r); broken == nil {
+			broken = c.pass(e, p, in, &r)
+		}
+		if r.Strange {
+			failed++
+		}
+		if broken == nil {
 			broken = c.print(e, r)
 		}
 	})
@@ -245,6 +284,8 @@ func (c *ingestCmd) print(e *env, r result) error {
 	switch {
 	case r.Slide == "":
 		e.say("failed: %s\n", r.Reason)
+	case r.Strange:
+		e.printf("%s  %s  %s\n", r.Slide.Short(), r.Name, r.Message)
 	case r.State == coverslip.Embedded && r.Work == "done":
 		e.printf("%s  %s  embedded: %d tiles, %d numbers, %.1f s\n", r.Slide.Short(), r.Name, r.Tiles, r.Dim, r.Seconds)
 	case r.State == coverslip.NoTissue && r.Work == "done":

@@ -70,6 +70,7 @@ type cli struct {
 	Runs   runsCmd   `cmd:"" group:"Evaluation" help:"List what was judged, or show it again: figures, intervals, plots, splits."`
 	MIL    milCmd    `cmd:"" name:"mil" group:"Evaluation" help:"Classifiers of bags, and where on a slide they look."`
 	Study  studyCmd  `cmd:"" group:"Evaluation" help:"Run a declared experiment: which choices make slide embeddings good."`
+	Gate   gateCmd   `cmd:"" group:"Evaluation" help:"Find slides that are strange: marked by pens, out of focus, without tissue, of another stain."`
 	Splits splitsCmd `cmd:"" group:"Evaluation" help:"Divide slides into folds without leaking patients, or audit a split file."`
 
 	Bench  benchCmd  `cmd:"" group:"This machine" help:"Measure Coverslip on this machine beside its peers."`

@@ -115,7 +115,7 @@ func TestUsage(t *testing.T) {
 		})
 	}
 	t.Run("EveryVerbHasAnExample", func(t *testing.T) {
-		for _, verb := range []string{"up", "serve", "work", "migrate", "tiles", "ingest", "slides", "models add", "models list", "models show", "models verify", "jobs list", "jobs retry", "jobs cancel", "search", "export", "import bags", "import csv", "cohorts list", "cohorts show", "cohorts export", "cohorts freeze", "cohorts progress", "import gdc", "import s3", "jobs status", "jobs pause", "jobs resume", "doctor", "bench encode", "study run", "study show", "study report"} {
+		for _, verb := range []string{"up", "serve", "work", "migrate", "tiles", "ingest", "slides", "models add", "models list", "models show", "models verify", "jobs list", "jobs retry", "jobs cancel", "search", "export", "import bags", "import csv", "cohorts list", "cohorts show", "cohorts export", "cohorts freeze", "cohorts progress", "import gdc", "import s3", "jobs status", "jobs pause", "jobs resume", "doctor", "bench encode", "study run", "study show", "study report", "gate fit", "gate check"} {
 			code, out, _ := coverslipRun(t, append(strings.Fields(verb), "--help")...)
 			if code != 0 || !strings.Contains(out, "Example") || !strings.Contains(out, "coverslip "+strings.Fields(verb)[0]) {
 				t.Errorf("%s --help: exit %d\n%s", verb, code, out)
