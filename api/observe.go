@@ -23,6 +23,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
 )
 
 // observe gives each request an id, counts and times it, writes its line in the log, and turns a
@@ -35,7 +40,13 @@ func observe(log *slog.Logger, m *metrics) func(http.Handler) http.Handler {
 			ww := middleware.NewWrapResponseWriter(w, r.ProtoMajor)
 			ww.Header().Set("X-Request-Id", rec.id)
 			ww.Header().Set("X-Content-Type-Options", "nosniff")
-			r = r.WithContext(context.WithValue(r.Context(), recordKey{}, rec))
+			ctx := context.WithValue(r.Context(), recordKey{}, rec)
+			span := trace.SpanFromContext(ctx)
+			if !probe(r.URL.Path) {
+				ctx, span = tracer.Start(traceContext.Extract(ctx, propagation.HeaderCarrier(r.Header)), r.Method, trace.WithSpanKind(trace.SpanKindServer))
+				defer span.End()
+			}
+			r = r.WithContext(ctx)
 			m.inFlight.Inc()
 			defer m.inFlight.Dec()
 
@@ -46,6 +57,7 @@ func observe(log *slog.Logger, m *metrics) func(http.Handler) http.Handler {
 				route, method = "none", "any" // what a client makes up must not become a label
 			}
 			took := time.Since(start)
+			trail(span, rec, r, route, ww.Status())
 			m.requests.WithLabelValues(method, route, strconv.Itoa(ww.Status())).Inc()
 			m.duration.WithLabelValues(method, route).Observe(took.Seconds())
 
@@ -56,6 +68,28 @@ func observe(log *slog.Logger, m *metrics) func(http.Handler) http.Handler {
 				panic(http.ErrAbortHandler) // net/http then cuts the connection, so that half an answer is not taken for a whole one
 			}
 		})
+	}
+}
+
+// One trace goes from a request to whatever comes of it; where nobody receives traces, spans cost nothing.
+var (
+	tracer       = otel.Tracer("coverslip/api")
+	traceContext = propagation.TraceContext{}
+)
+
+// trail says in a request's span what came of it, by the names of OpenTelemetry's conventions.
+func trail(span trace.Span, rec *record, r *http.Request, route string, status int) {
+	if !span.IsRecording() {
+		return
+	}
+	span.SetName(r.Method + " " + route)
+	span.SetAttributes(attribute.String("http.request.method", r.Method), attribute.String("http.route", route), attribute.String("url.path", r.URL.Path),
+		attribute.Int("http.response.status_code", status), attribute.String("coverslip.request_id", rec.id))
+	if rec.slide != "" {
+		span.SetAttributes(attribute.String("coverslip.slide", string(rec.slide)))
+	}
+	if status >= http.StatusInternalServerError {
+		span.SetStatus(codes.Error, http.StatusText(status))
 	}
 }
 
@@ -112,18 +146,21 @@ func (rec *record) attrs(attrs ...slog.Attr) []slog.Attr {
 	return attrs
 }
 
-// level keeps what machines ask every few seconds out of a log people read.
+// level keeps probes out of a log people read.
 func level(route string, status int) slog.Level {
 	switch {
 	case status == http.StatusInternalServerError:
 		return slog.LevelError
 	case status > http.StatusInternalServerError:
 		return slog.LevelWarn
-	case route == "/healthz", route == "/readyz", route == "/metrics":
+	case probe(route):
 		return slog.LevelDebug
 	}
 	return slog.LevelInfo
 }
+
+// probe is what machines ask every few seconds.
+func probe(path string) bool { return path == "/healthz" || path == "/readyz" || path == "/metrics" }
 
 var wantedID = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 

@@ -42,6 +42,7 @@ func main() {
 type cli struct {
 	JSON    bool             `help:"Print JSON, one object a line, for programs to read."`
 	Verbose bool             `short:"v" help:"Log what happens inside, to standard error."`
+	Log     string           `name:"log-format" enum:"auto,text,json" default:"auto" env:"COVERSLIP_LOG_FORMAT" placeholder:"FORMAT" help:"Log as text or json; auto is json for servers and workers that no terminal watches."`
 	Version kong.VersionFlag `help:"Print the version and leave."`
 
 	Up      upCmd      `cmd:"" group:"Serve" help:"Run everything in one process: Postgres, store, workers, API."`
@@ -120,12 +121,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitUsage
 	}
 	e := &env{Context: ctx, out: stdout, err: stderr, json: c.JSON, terminal: isTerminal(stderr)}
-	level := slog.LevelWarn
-	if c.Verbose {
-		level = slog.LevelDebug
+	e.log = newLog(stderr, parsed.Selected().Name, c.Log, c.Verbose, e.terminal)
+	stopTraces, err := startTraces(ctx)
+	if err == nil {
+		err = parsed.Run(e)
+		stopTraces()
 	}
-	e.log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
-	err = parsed.Run(e)
 	var several *someFailed
 	switch {
 	case err == nil:

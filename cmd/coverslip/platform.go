@@ -54,6 +54,7 @@ type platform struct {
 	blobs  string           // where Blobs are
 	server *postgres.Server // the private one, where this process runs it
 	joined bool             // another process runs it
+	meters *meters
 
 	encoder encoder.Spec // of what is registered
 	on      onnx.Provider
@@ -69,7 +70,7 @@ func (f *dataFlags) connect(e *env) (*platform, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &platform{dir: dir}
+	p := &platform{dir: dir, meters: newMeters()}
 	url := f.DatabaseURL
 	if url == "" {
 		if url, err = p.private(e, dir); err != nil {
@@ -156,8 +157,11 @@ func (p *platform) open(e *env, url, blobs string) (err error) {
 		blobs = filepath.Join(p.dir, "blobs")
 	}
 	p.blobs = blobs
-	p.Blobs, err = blob.Open(e, blobs)
-	return err
+	if p.Blobs, err = blob.Open(e, blobs); err != nil {
+		return err
+	}
+	p.meters.watch(p.Blobs)
+	return nil
 }
 
 // Close lets go of everything, and stops Postgres where this process runs it.
@@ -199,7 +203,7 @@ func (p *platform) registrar(e *env, enc encoderFlags) (*ingest.Ingest, error) {
 	p.on = onnx.Provider(enc.Provider)
 	model := p.encoder.Model()
 	in := &ingest.Ingest{DB: p.DB, Queue: jobs, Blobs: p.Blobs, Model: model, Aggregator: slidessl.Mean{},
-		Plan: ingest.DefaultPlan(model), Mask: tissue.Default(), Spool: spool, Log: e.log}
+		Plan: ingest.DefaultPlan(model), Mask: tissue.Default(), Spool: spool, Log: e.log, Meter: p.meters.work}
 	for _, m := range []coverslip.Model{in.Model, in.Aggregator.Model()} {
 		if err := p.DB.PutModel(e, m); err != nil {
 			return nil, err

@@ -114,7 +114,7 @@ func (p *platform) serve(e *env, in *ingest.Ingest, addr string, flags serverFla
 	config := api.Config{
 		Slides: slidesOf{in}, Cohorts: cohortsOf{p.DB, in, places}, Jobs: jobsOf{jobs}, Stopping: e.Done(), Searcher: searcher{in, engine}, Embedder: embeds, Uploader: uploader{in}, Thumbnailer: thumbnailer{in, make(chan struct{}, runtime.GOMAXPROCS(0))},
 		Resumable: resumable{uploads}, Registrar: places,
-		DeepZoomer: tiles, Ready: p.ready, MaxUpload: flags.MaxUpload << 30, Log: e.log, Collectors: collectors(p.DB),
+		DeepZoomer: tiles, Ready: p.ready, MaxUpload: flags.MaxUpload << 30, Log: e.log, Collectors: append(p.meters.collectors(), newStanding(p.DB, jobs)),
 	}
 	config.Auditor, config.Repeats, config.Rate = auditor{p.DB}, repeats{p.DB}, flags.Rate
 	if config.Gate, err = flags.gate(e, p.DB, addr); err != nil {
@@ -152,6 +152,7 @@ func (p *platform) ready(ctx context.Context) []api.Check {
 }
 
 type workCmd struct {
+	Metrics string `placeholder:"HOST:PORT" env:"COVERSLIP_METRICS" group:"Work" help:"Show this worker's numbers for Prometheus at /metrics there."`
 	workFlags
 	encoderFlags
 	dataFlags
@@ -175,9 +176,23 @@ func (c *workCmd) Run(e *env) error {
 			return err
 		}
 		defer stop()
-		e.say("working; stop with Ctrl-C\n")
-		<-e.Done()
-		return nil
+		if e.terminal {
+			e.say("working; stop with Ctrl-C\n")
+		} else {
+			e.log.Info("working")
+		}
+		if c.Metrics == "" {
+			<-e.Done()
+			return nil
+		}
+		return p.meters.serve(e, c.Metrics, func(a net.Addr) {
+			url := "http://" + a.String() + "/metrics"
+			if e.json {
+				_ = e.emit(map[string]string{"url": url})
+				return
+			}
+			e.log.Info("numbers for Prometheus", "url", url)
+		})
 	})
 }
 

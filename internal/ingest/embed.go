@@ -28,19 +28,30 @@ func (in *Ingest) Work(ctx context.Context, job queue.Job, attempt queue.Attempt
 }
 
 func (in *Ingest) work(ctx context.Context, job queue.Job) error {
+	began, log := time.Now(), in.Log.With("job", in.attempt.Job, "attempt", in.attempt.Number)
+	in.Log = log.With("slide", job.Slide)
 	slide, err := in.DB.Slide(ctx, job.Slide)
 	if err != nil {
-		return err
+		return in.again(err)
 	}
 	embedding := coverslip.Embedding{}
 	state := coverslip.Failed
 	if slide.Provisional {
-		slide, err = in.identify(ctx, slide)
+		clock := in.stopwatch(ctx)
+		if slide, err = in.identify(ctx, slide); err == nil {
+			clock.lap("identify")
+			in.Log = log.With("slide", slide.ID)
+		}
 	}
 	switch {
 	case err != nil:
 	case job.Views != nil:
-		return in.makeViews(ctx, slide, *job.Views)
+		if err := in.makeViews(ctx, slide, *job.Views); err != nil {
+			return in.again(err)
+		}
+		in.Meter.end("views", nil)
+		in.Log.Info("views made", "name", slide.Name, "took", time.Since(began))
+		return nil
 	default:
 		state, embedding, err = in.embed(ctx, slide, job.Budget)
 	}
@@ -49,10 +60,10 @@ func (in *Ingest) work(ctx context.Context, job queue.Job) error {
 	case kind == coverslip.NeedsMPP:
 		state = coverslip.AwaitingMPP
 	case ctx.Err() != nil, kind.Retryable() && !in.attempt.Last: // the queue takes it back
-		return err
+		return in.again(err)
 	default:
 		state = coverslip.Failed
-		in.Log.Warn("slide failed", "slide", slide.ID, "name", slide.Name, "kind", kind, "err", err)
+		in.Log.Warn("slide failed", "name", slide.Name, "kind", kind, "err", err)
 	}
 	wrote := in.write(ctx, func(tx *storage.Tx) error {
 		if state == coverslip.Embedded {
@@ -62,10 +73,24 @@ func (in *Ingest) work(ctx context.Context, job queue.Job) error {
 		}
 		return tx.SetState(ctx, slide.ID, state, err)
 	})
-	if state == coverslip.AwaitingMPP {
-		err = nil // the job did what it could
+	if wrote != nil {
+		return in.again(errors.Join(err, wrote))
 	}
-	return errors.Join(err, wrote)
+	in.Meter.end(string(state), err)
+	if state != coverslip.Failed {
+		in.Log.Info("slide done", "name", slide.Name, "state", state, "took", time.Since(began))
+	}
+	if state == coverslip.AwaitingMPP {
+		return nil // the job did what it could
+	}
+	return err
+}
+
+// again says that an attempt ended without a result.
+func (in *Ingest) again(err error) error {
+	in.Meter.end("retried", err)
+	in.Log.Warn("attempt failed", "kind", coverslip.KindOf(err), "last", in.attempt.Last, "err", err)
+	return err
 }
 
 // write runs do in a transaction that holds the job: what a worker was stopped over for too long is refused.
@@ -116,10 +141,12 @@ func (in *Ingest) embed(ctx context.Context, slide coverslip.Slide, budget cover
 		return "", none, err
 	}
 	defer file.Close()
+	clock := in.stopwatch(ctx)
 	vector, err := in.aggregate(ctx, file, file.Size())
 	if err != nil {
 		return "", none, coverslip.At(slide.Name, err)
 	}
+	clock.lap("aggregate")
 	return coverslip.Embedded, coverslip.Embedding{Slide: slide.ID, Bag: bag.Key,
 		Encoder: in.Model.Name, Aggregator: in.Aggregator.Model().Name, Vector: vector}, nil
 }
@@ -247,14 +274,14 @@ func (in *Ingest) makeBag(ctx context.Context, slide coverslip.Slide, budget cov
 		return bag, err
 	}
 	if err := job.kept.remove(ctx); err != nil { // nobody reads them any more
-		in.Log.Warn("checkpoints were left behind", "slide", slide.ID, "err", err)
+		in.Log.Warn("checkpoints were left behind", "err", err)
 	}
 	return bag, nil
 }
 
 // publish puts the bag in the spool into the blob store, then its row into the database.
 func (in *Ingest) publish(ctx context.Context, bag coverslip.Bag, spool *os.File) (coverslip.Bag, error) {
-	started := time.Now()
+	clock := in.stopwatch(ctx)
 	size, err := spool.Seek(0, io.SeekEnd)
 	if err == nil {
 		_, err = spool.Seek(0, io.SeekStart)
@@ -270,7 +297,8 @@ func (in *Ingest) publish(ctx context.Context, bag coverslip.Bag, spool *os.File
 		return bag, err
 	}
 	bag.Bytes = size
-	bag.Timings = append(bag.Timings, coverslip.StageTime{Stage: "publish", Seconds: time.Since(started).Seconds()})
+	clock.lap("publish")
+	bag.Timings = append(bag.Timings, clock.times...)
 	return bag, in.write(ctx, func(tx *storage.Tx) error { return tx.PutBag(ctx, bag) })
 }
 

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"coverslip"
 	"coverslip/encoder"
 	"coverslip/slidessl"
@@ -53,8 +55,7 @@ func Draw(n int, tolerance float64, look func(from, to int) (float64, error)) (i
 // encode is the pure part: the slide's files in, a bag file out. The plan it returns lists the tiles
 // of the bag.
 func (in *Ingest) encode(ctx context.Context, job reading, out io.Writer) (coverslip.Plan, []coverslip.StageTime, error) {
-	var clock stopwatch
-	clock.start()
+	clock := in.stopwatch(ctx)
 	slide, err := tiler.OpenFiles(ctx, job.row.Name, job.files)
 	if err != nil {
 		return coverslip.Plan{}, nil, err
@@ -70,7 +71,7 @@ func (in *Ingest) encode(ctx context.Context, job reading, out io.Writer) (cover
 	}
 	clock.lap("mask and plan")
 	for _, t := range plan.Skipped {
-		in.Log.Warn("bad tile left out", "slide", job.row.ID, "name", job.row.Name, "x", t.X, "y", t.Y, "why", t.Why)
+		in.Log.Warn("bad tile left out", "name", job.row.Name, "x", t.X, "y", t.Y, "why", t.Why)
 	}
 	pass := &pass{in: in, job: job, src: func(first, n int) encoder.TileReader {
 		part := plan
@@ -169,6 +170,7 @@ func (p *pass) resume(ctx context.Context) (err error) {
 		return nil
 	}
 	p.done, err = p.job.kept.load(ctx, p.n, p.sink)
+	p.in.Meter.counted(reuse, p.done)
 	return err
 }
 
@@ -191,13 +193,14 @@ func (p *pass) run(ctx context.Context, end int) error {
 			if err := p.job.earlier.features(row, p.tile(p.done)); err != nil {
 				return err
 			}
+			p.in.Meter.counted(reuse, 1)
 			if err := p.emit(ctx, row); err != nil {
 				return err
 			}
 		}
 		return nil
 	}
-	spent, err := encoder.Run(ctx, p.in.Encoder, picked{p.src(first, end-first), missing}, len(missing), p.in.Workers,
+	spent, err := encoder.Run(ctx, metered{p.in.Encoder, p.in.Meter}, picked{p.src(first, end-first), missing, p.in.Meter}, len(missing), p.in.Workers,
 		func(k int, features []float32) error {
 			for ; len(features) > 0; k, features = k+1, features[dim:] {
 				if err := take(first + missing[k]); err != nil {
@@ -241,10 +244,16 @@ func (p *pass) emit(ctx context.Context, features []float32) error {
 type picked struct {
 	all   encoder.TileReader
 	which []int
+	meter *Meter
 }
 
 func (p picked) ReadTile(ctx context.Context, dst []uint8, i int) error {
-	return p.all.ReadTile(ctx, dst, p.which[i])
+	began := time.Now()
+	err := p.all.ReadTile(ctx, dst, p.which[i])
+	if err == nil {
+		p.meter.took(read, 1, began)
+	}
+	return err
 }
 
 func (in *Ingest) metadata(row coverslip.Slide, slide *tiler.Slide, plan coverslip.Plan, views *coverslip.Views) bagfile.Metadata {
@@ -276,16 +285,23 @@ func text(v any) string {
 	return string(raw)
 }
 
-// stopwatch measures stages that follow each other.
+// stopwatch measures stages that follow each other: for the bag's record, the metrics and the trace.
 type stopwatch struct {
+	ctx   context.Context // of the trace
+	meter *Meter
 	at    time.Time
 	times []coverslip.StageTime
 }
 
-func (s *stopwatch) start() { s.at = time.Now() }
+func (in *Ingest) stopwatch(ctx context.Context) *stopwatch {
+	return &stopwatch{ctx: ctx, meter: in.Meter, at: time.Now()}
+}
 
 func (s *stopwatch) lap(stage string) {
 	now := time.Now()
+	s.meter.took(stage, 0, s.at)
+	_, span := tracer.Start(s.ctx, stage, trace.WithTimestamp(s.at))
+	span.End(trace.WithTimestamp(now))
 	s.times = append(slices.Clip(s.times), coverslip.StageTime{Stage: stage, Seconds: now.Sub(s.at).Seconds()})
 	s.at = now
 }

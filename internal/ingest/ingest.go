@@ -50,6 +50,7 @@ type Ingest struct {
 	Workers    int    // tiles encoded at once; 0 is one per core
 	Checkpoint int    // tiles after which what is encoded is kept in case this process dies; 0 is 512
 	Log        *slog.Logger
+	Meter      *Meter // nil counts nothing
 
 	// Progress, if set, is told how many of a slide's tiles are encoded. It is called from the
 	// goroutine that encodes the slide and must return soon.

@@ -17,6 +17,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
+
 	"coverslip"
 	"coverslip/storage"
 	"coverslip/storage/queue"
@@ -218,7 +221,10 @@ func (in *Ingest) register(ctx context.Context, slide coverslip.Slide, mppOfSlid
 		}
 		slide.MPP = coverslip.MPP{Value: mppOfSlide, Source: coverslip.MPPUser}
 	}
+	ctx, span := tracer.Start(ctx, "register", trace.WithAttributes(attribute.String("coverslip.slide", string(slide.ID))))
+	defer span.End()
 	var out Outcome
+	var job int64
 	err := in.DB.InTx(ctx, func(tx *storage.Tx) error {
 		var err error
 		if out.Slide, out.Created, err = tx.Register(ctx, slide); err != nil {
@@ -247,10 +253,13 @@ func (in *Ingest) register(ctx context.Context, slide coverslip.Slide, mppOfSlid
 		if err != nil {
 			return err
 		}
-		out.Queued = queued[0].Added
+		out.Queued, job = queued[0].Added, queued[0].ID
 		out.Slide, err = tx.Slide(ctx, slide.ID)
 		return err
 	})
+	if err == nil && out.Queued {
+		in.Log.Info("slide queued", "slide", slide.ID, "job", job, "name", slide.Name)
+	}
 	return out, err
 }
 

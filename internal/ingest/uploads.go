@@ -381,7 +381,7 @@ func (u *Uploads) Finish(ctx context.Context, id string) (Outcome, error) {
 	}
 	p.let()
 	if err := os.Remove(u.body(id)); err != nil {
-		u.in.Log.Warn("an upload was left behind", "file", u.body(id), "err", err)
+		u.in.Log.Warn("an upload was left behind", "slide", out.Slide.ID, "file", u.body(id), "err", err)
 	}
 	return out, nil
 }

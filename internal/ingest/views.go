@@ -55,7 +55,7 @@ func (in *Ingest) makeViews(ctx context.Context, slide coverslip.Slide, views co
 		return err
 	}
 	if err := job.kept.remove(ctx); err != nil { // nobody reads them any more
-		in.Log.Warn("checkpoints were left behind", "slide", slide.ID, "err", err)
+		in.Log.Warn("checkpoints were left behind", "err", err)
 	}
 	return nil
 }
@@ -82,8 +82,7 @@ func drawViews(n int, views coverslip.Views) [][]int {
 // encodeViews is encode for views. Tiles are taken in plan order, each decoded once and augmented for
 // every view that holds it.
 func (in *Ingest) encodeViews(ctx context.Context, job reading, views coverslip.Views, out *os.File) (coverslip.Plan, []coverslip.StageTime, error) {
-	var clock stopwatch
-	clock.start()
+	clock := in.stopwatch(ctx)
 	spec, err := augment.Parse(views.Augment)
 	if err != nil {
 		return coverslip.Plan{}, nil, err
@@ -122,7 +121,7 @@ func (in *Ingest) encodeViews(ctx context.Context, job reading, views coverslip.
 		if !errors.Is(err, augment.ErrNoStain) {
 			return plan, nil, err
 		}
-		in.Log.Warn("the slide's stain could not be found; the reference stands for it", "slide", job.row.ID, "err", err)
+		in.Log.Warn("the slide's stain could not be found; the reference stands for it", "err", err)
 	}
 	pass := &pass{in: in, job: job, n: len(items), tile: func(i int) coverslip.Tile { return plan.Tiles[items[i].tile] },
 		src: func(first, n int) encoder.TileReader {

@@ -56,6 +56,29 @@ type Blob interface {
 	Size() int64 // bytes
 }
 
+// Watched is embedded in the stores: it tells somebody how long each operation took.
+type Watched struct {
+	tell func(op string, took time.Duration, err error)
+}
+
+// Operations are what stores tell of; part is a part of a blob on its way to a bucket.
+var Operations = []string{"put", "part", "open", "read", "stat", "delete", "list"}
+
+// Watch has tell called after each operation, from many goroutines at once. Call it before the store is used.
+func (w *Watched) Watch(tell func(op string, took time.Duration, err error)) { w.tell = tell }
+
+// took is deferred by an operation. The end of a blob is no failure.
+func (w *Watched) took(op string, began time.Time, err *error) {
+	if w.tell == nil {
+		return
+	}
+	failed := *err
+	if errors.Is(failed, io.EOF) {
+		failed = nil
+	}
+	w.tell(op, time.Since(began), failed)
+}
+
 // Info describes a blob.
 type Info struct {
 	Key      string

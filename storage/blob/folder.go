@@ -24,6 +24,7 @@ const unfinished = ".unfinished"
 
 // Folder keeps each blob as the file of that name under one folder.
 type Folder struct {
+	Watched
 	dir  string   // absolute
 	root *os.Root // keeps every access inside dir, symbolic links or not
 }
@@ -61,14 +62,15 @@ func (f *Folder) Path(key string) (string, error) {
 func (f *Folder) path(key string) string { return filepath.Join(f.dir, filepath.FromSlash(key)) }
 
 // Put implements Store.
-func (f *Folder) Put(ctx context.Context, key string, src io.Reader, size int64) error {
+func (f *Folder) Put(ctx context.Context, key string, src io.Reader, size int64) (err error) {
+	defer f.took("put", time.Now(), &err)
 	const op = "write blob"
 	if err := CheckKey(key); err != nil {
 		return err
 	}
 	temp := path.Join(unfinished, rand.Text())
 	in := &source{ctx: ctx, src: src, size: size}
-	err := f.write(temp, in)
+	err = f.write(temp, in)
 	if err == nil {
 		err = f.publish(temp, key)
 	}
@@ -98,7 +100,7 @@ func (f *Folder) write(name string, src io.Reader) error {
 
 // PutFile is Put of the first size bytes of a file, which must not change afterwards: on the same disk it
 // takes the file itself, under a second name.
-func (f *Folder) PutFile(ctx context.Context, key string, file *os.File, size int64) error {
+func (f *Folder) PutFile(ctx context.Context, key string, file *os.File, size int64) (err error) {
 	const op = "write blob"
 	if err := CheckKey(key); err != nil {
 		return err
@@ -114,6 +116,7 @@ func (f *Folder) PutFile(ctx context.Context, key string, file *os.File, size in
 	if info.Size() != size || os.Link(file.Name(), f.path(temp)) != nil { // another disk, or one that knows no links
 		return f.Put(ctx, key, io.NewSectionReader(file, 0, size), size)
 	}
+	defer f.took("put", time.Now(), &err)
 	if err = file.Sync(); err == nil {
 		err = f.publish(temp, key)
 	}
@@ -154,7 +157,8 @@ func (f *Folder) sync(dir string) error {
 
 // Open implements Store. A blob that is replaced or deleted keeps its content for those who have it
 // open.
-func (f *Folder) Open(ctx context.Context, key string) (Blob, error) {
+func (f *Folder) Open(ctx context.Context, key string) (_ Blob, err error) {
+	defer f.took("open", time.Now(), &err)
 	const op = "open blob"
 	if err := CheckKey(key); err != nil {
 		return nil, err
@@ -173,23 +177,23 @@ func (f *Folder) Open(ctx context.Context, key string) (Blob, error) {
 	if err != nil {
 		return nil, errors.Join(folderError(op, f.path(key), err), file.Close())
 	}
-	return &folderBlob{ctx: ctx, file: file, size: info.Size(), path: f.path(key)}, nil
+	return &folderBlob{store: f, ctx: ctx, file: file, size: info.Size(), path: f.path(key)}, nil
 }
 
 type folderBlob struct {
-	ctx  context.Context // of Open: the blob's life
-	file *os.File
-	size int64
-	path string
+	store *Folder
+	ctx   context.Context // of Open: the blob's life
+	file  *os.File
+	size  int64
+	path  string
 }
 
 func (b *folderBlob) Size() int64  { return b.size }
 func (b *folderBlob) Close() error { return b.file.Close() }
 
-func (b *folderBlob) ReadAt(p []byte, off int64) (int, error) {
-	err := b.ctx.Err()
-	n := 0
-	if err == nil {
+func (b *folderBlob) ReadAt(p []byte, off int64) (n int, err error) {
+	defer b.store.took("read", time.Now(), &err)
+	if err = b.ctx.Err(); err == nil {
 		n, err = b.file.ReadAt(p, off)
 	}
 	if err == nil || errors.Is(err, io.EOF) {
@@ -199,12 +203,12 @@ func (b *folderBlob) ReadAt(p []byte, off int64) (int, error) {
 }
 
 // Stat implements Store.
-func (f *Folder) Stat(ctx context.Context, key string) (Info, error) {
+func (f *Folder) Stat(ctx context.Context, key string) (_ Info, err error) {
+	defer f.took("stat", time.Now(), &err)
 	if err := CheckKey(key); err != nil {
 		return Info{}, err
 	}
-	err := ctx.Err()
-	if err == nil {
+	if err = ctx.Err(); err == nil {
 		var info fs.FileInfo
 		if info, err = f.root.Stat(key); err == nil {
 			if info.Mode().IsRegular() {
@@ -217,8 +221,9 @@ func (f *Folder) Stat(ctx context.Context, key string) (Info, error) {
 }
 
 // Delete implements Store. Folders that become empty stay: removing them would race with writers.
-func (f *Folder) Delete(ctx context.Context, key string) error {
-	_, err := f.Stat(ctx, key) // a folder is no blob, and Remove would take an empty one
+func (f *Folder) Delete(ctx context.Context, key string) (err error) {
+	defer f.took("delete", time.Now(), &err)
+	_, err = f.Stat(ctx, key) // a folder is no blob, and Remove would take an empty one
 	if err == nil {
 		err = f.root.Remove(key)
 	}
@@ -234,10 +239,14 @@ func (f *Folder) Delete(ctx context.Context, key string) error {
 func (f *Folder) List(ctx context.Context, prefix string) iter.Seq2[Info, error] {
 	return func(yield func(Info, error) bool) {
 		err := checkPrefix(prefix)
+		defer f.took("list", time.Now(), &err)
 		if err == nil {
 			err = f.walk(ctx, path.Dir(prefix+"x"), prefix, func(i Info) bool { return yield(i, nil) })
 		}
-		if err != nil && !errors.Is(err, fs.SkipAll) {
+		if errors.Is(err, fs.SkipAll) {
+			err = nil
+		}
+		if err != nil {
 			yield(Info{}, err)
 		}
 	}

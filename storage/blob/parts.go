@@ -61,8 +61,9 @@ func (p *Parts) ID() string { return p.id }
 
 // Send sends size bytes of src from off as part number n, counted from 1. Each but the last holds 5 MiB
 // or more. Sending a part again replaces it.
-func (p *Parts) Send(ctx context.Context, n int, src io.ReaderAt, off, size int64) error {
+func (p *Parts) Send(ctx context.Context, n int, src io.ReaderAt, off, size int64) (err error) {
 	const op = "write part of blob"
+	defer p.s.took("part", time.Now(), &err)
 	sum, err := sumOf(src, off, size)
 	if err != nil {
 		return coverslip.At(p.s.address(p.key), err)
@@ -127,7 +128,8 @@ func (p *Parts) URL(ctx context.Context, n int, lasts time.Duration) (*url.URL, 
 
 // PutFile is Put of the first size bytes of a file, which must not change meanwhile. Memory does not grow
 // with it: what is sent is read from the file, again where a request is repeated.
-func (s *S3) PutFile(ctx context.Context, key string, file *os.File, size int64) error {
+func (s *S3) PutFile(ctx context.Context, key string, file *os.File, size int64) (err error) {
+	defer s.took("put", time.Now(), &err)
 	if err := CheckKey(key); err != nil {
 		return err
 	}

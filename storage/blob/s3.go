@@ -27,6 +27,7 @@ const partSize = 16 << 20
 // S3 keeps each blob as an object of one bucket. Requests that fail for a passing reason are
 // repeated ten times over a few seconds.
 type S3 struct {
+	Watched
 	core     *minio.Core
 	bucket   string
 	prefix   string        // empty, or ends at a slash
@@ -106,7 +107,8 @@ func (s *S3) Address(key string) string {
 }
 
 // Put implements Store. It holds up to two parts of 16 MiB in memory.
-func (s *S3) Put(ctx context.Context, key string, src io.Reader, size int64) error {
+func (s *S3) Put(ctx context.Context, key string, src io.Reader, size int64) (err error) {
+	defer s.took("put", time.Now(), &err)
 	if err := CheckKey(key); err != nil {
 		return err
 	}
@@ -116,7 +118,7 @@ func (s *S3) Put(ctx context.Context, key string, src io.Reader, size int64) err
 	if size >= 0 {
 		first.Grow(int(min(size, partSize)) + bytes.MinRead)
 	}
-	_, err := io.CopyN(&first, in, partSize)
+	_, err = io.CopyN(&first, in, partSize)
 	opts := minio.PutObjectOptions{SendContentMd5: true, PartSize: partSize}
 	switch {
 	case errors.Is(err, io.EOF):
@@ -132,7 +134,8 @@ func (s *S3) Put(ctx context.Context, key string, src io.Reader, size int64) err
 
 // Open implements Store. A bucket keeps no old versions: when the blob is replaced, ReadAt fails with
 // kind Conflict.
-func (s *S3) Open(ctx context.Context, key string) (Blob, error) {
+func (s *S3) Open(ctx context.Context, key string) (_ Blob, err error) {
+	defer s.took("open", time.Now(), &err)
 	if err := CheckKey(key); err != nil {
 		return nil, err
 	}
@@ -164,13 +167,13 @@ func (b *s3Blob) Close() error {
 var errBroke = errors.New("the answer broke off")
 
 // ReadAt asks for what is missing when an answer breaks off, three times in all.
-func (b *s3Blob) ReadAt(p []byte, off int64) (int, error) {
+func (b *s3Blob) ReadAt(p []byte, off int64) (n int, err error) {
 	const op, attempts = "read blob", 3
+	defer b.store.took("read", time.Now(), &err)
 	if off < 0 {
 		return 0, &coverslip.Error{Kind: coverslip.Invalid, Op: op, Path: b.store.address(b.key), Err: fmt.Errorf("offset %d", off)}
 	}
 	want := int(min(int64(len(p)), max(b.size-off, 0)))
-	n := 0
 	for attempt := 1; n < want; attempt++ {
 		got, err := b.read(p[n:want], off+int64(n))
 		n += got
@@ -211,7 +214,8 @@ func (b *s3Blob) read(p []byte, off int64) (int, error) {
 }
 
 // Stat implements Store.
-func (s *S3) Stat(ctx context.Context, key string) (Info, error) {
+func (s *S3) Stat(ctx context.Context, key string) (_ Info, err error) {
+	defer s.took("stat", time.Now(), &err)
 	if err := CheckKey(key); err != nil {
 		return Info{}, err
 	}
@@ -223,11 +227,12 @@ func (s *S3) Stat(ctx context.Context, key string) (Info, error) {
 }
 
 // Delete implements Store.
-func (s *S3) Delete(ctx context.Context, key string) error {
+func (s *S3) Delete(ctx context.Context, key string) (err error) {
+	defer s.took("delete", time.Now(), &err)
 	if err := CheckKey(key); err != nil {
 		return err
 	}
-	err := s.core.RemoveObject(ctx, s.bucket, s.prefix+key, minio.RemoveObjectOptions{})
+	err = s.core.RemoveObject(ctx, s.bucket, s.prefix+key, minio.RemoveObjectOptions{})
 	if err = s.fail(ctx, "delete blob", key, err); coverslip.KindOf(err) == coverslip.NotFound {
 		return nil // some servers mind
 	}
@@ -237,7 +242,9 @@ func (s *S3) Delete(ctx context.Context, key string) error {
 // List implements Store.
 func (s *S3) List(ctx context.Context, prefix string) iter.Seq2[Info, error] {
 	return func(yield func(Info, error) bool) {
-		if err := checkPrefix(prefix); err != nil {
+		err := checkPrefix(prefix)
+		defer s.took("list", time.Now(), &err)
+		if err != nil {
 			yield(Info{}, err)
 			return
 		}
@@ -246,7 +253,8 @@ func (s *S3) List(ctx context.Context, prefix string) iter.Seq2[Info, error] {
 		opts := minio.ListObjectsOptions{Prefix: s.prefix + prefix, Recursive: true}
 		for o := range s.core.ListObjectsIter(ctx, s.bucket, opts) {
 			if o.Err != nil {
-				yield(Info{}, s.fail(ctx, "list blobs", prefix, o.Err))
+				err = s.fail(ctx, "list blobs", prefix, o.Err)
+				yield(Info{}, err)
 				return
 			}
 			key := strings.TrimPrefix(o.Key, s.prefix)
@@ -254,8 +262,8 @@ func (s *S3) List(ctx context.Context, prefix string) iter.Seq2[Info, error] {
 				return
 			}
 		}
-		if err := ctx.Err(); err != nil {
-			yield(Info{}, s.fail(ctx, "list blobs", prefix, err))
+		if err = s.fail(ctx, "list blobs", prefix, ctx.Err()); err != nil {
+			yield(Info{}, err)
 		}
 	}
 }

@@ -51,14 +51,15 @@ type holder struct {
 }
 
 type held struct {
-	kept atomic.Int64 // see Attempt.Kept
-	lost context.CancelCauseFunc
+	slide coverslip.SlideID
+	kept  atomic.Int64 // see Attempt.Kept
+	lost  context.CancelCauseFunc
 }
 
 // take notes that this process has the job, until release. The context ends when the job is taken away.
-func (h *holder) take(ctx context.Context, job int64) (context.Context, *held) {
+func (h *holder) take(ctx context.Context, job int64, slide coverslip.SlideID) (context.Context, *held) {
 	ctx, lost := context.WithCancelCause(ctx)
-	one := &held{lost: lost}
+	one := &held{slide: slide, lost: lost}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.has[job] = one
@@ -117,14 +118,18 @@ func (h *holder) beat(ctx context.Context) error {
 	}
 	for job, one := range had {
 		one.lost(errTaken) // or it has ended in this moment, and nobody listens
-		h.q.log.Warn("a job was taken away", "job", job)
+		h.q.log.Warn("a job was taken away", "job", job, "slide", one.slide)
 	}
 	return nil
 }
 
 // sweep takes jobs from silent workers, unless somebody else has just swept.
 func (h *holder) sweep(ctx context.Context) error {
-	taken := 0
+	type lost struct {
+		Job   int64
+		Slide coverslip.SlideID
+	}
+	var silent []lost
 	err := pgx.BeginFunc(ctx, h.q.pool, func(tx pgx.Tx) error {
 		// Of those who sweep at once, the first updates the row and the others find it updated.
 		var pause time.Duration
@@ -140,16 +145,22 @@ func (h *holder) sweep(ctx context.Context) error {
 		if _, err := tx.Exec(ctx, `update leases set seen_beat = beat, seen = clock_timestamp() where beat <> seen_beat or $1`, pause > h.q.patience/2); err != nil {
 			return err
 		}
-		rows, _ := tx.Query(ctx, `select job from leases where seen < clock_timestamp() - $1::interval for update skip locked`, h.q.patience)
-		silent, err := pgx.CollectRows(rows, pgx.RowTo[int64])
-		if err != nil || len(silent) == 0 {
+		rows, _ := tx.Query(ctx, `select l.job, coalesce(j.args->>'slide', '') from leases l left join river_job j on j.id = l.job
+			where l.seen < clock_timestamp() - $1::interval for update of l skip locked`, h.q.patience)
+		if silent, err = pgx.CollectRows(rows, pgx.RowToStructByPos[lost]); err != nil || len(silent) == 0 {
 			return err
 		}
-		taken, err = takeAway(ctx, tx, silent)
+		jobs := make([]int64, len(silent))
+		for i, one := range silent {
+			jobs[i] = one.Job
+		}
+		_, err = takeAway(ctx, tx, jobs)
 		return err
 	})
-	if taken > 0 {
-		h.q.log.Warn("jobs were taken from workers that are silent", "jobs", taken)
+	if err == nil {
+		for _, one := range silent {
+			h.q.log.Warn("a job was taken from a worker that is silent", "job", one.Job, "slide", one.Slide)
+		}
 	}
 	return pgerr.Wrap("sweep", err)
 }

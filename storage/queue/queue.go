@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 	"github.com/riverqueue/river"
 	"github.com/riverqueue/river/riverdriver/riverpgxv5"
 	"github.com/riverqueue/river/rivertype"
+	"go.opentelemetry.io/otel/codes"
 
 	"coverslip"
 	"coverslip/storage/internal/pgerr"
@@ -162,7 +164,7 @@ func New(pool *pgxpool.Pool, c Config) (*Queue, error) {
 	q := &Queue{pool: pool, log: cmp.Or(c.Logger, slog.New(slog.DiscardHandler)), works: c.Work != nil, patience: cmp.Or(c.Patience, DefaultPatience)}
 	q.holder = holder{q: q, has: map[int64]*held{}}
 	config := &river.Config{
-		Logger:            q.log,
+		Logger:            slog.New(riverLog{q.log.Handler(), &q.holder}),
 		JobTimeout:        cmp.Or(c.Timeout, 24*time.Hour),
 		JobStuckThreshold: time.Minute,
 		// River would hand the same job to another worker while the first may live: leases see to that.
@@ -255,6 +257,7 @@ type Enqueued struct {
 // job waits already, it moves up to the priority that is asked for.
 func (q *Queue) Enqueue(ctx context.Context, tx pgx.Tx, jobs ...Job) ([]Enqueued, error) {
 	const op = "enqueue slides"
+	metadata := traced(ctx)
 	first := map[string]int{} // of equal jobs, which is inserted
 	place := make([]int, len(jobs))
 	var params []river.InsertManyParams
@@ -272,7 +275,7 @@ func (q *Queue) Enqueue(ctx context.Context, tx pgx.Tx, jobs ...Job) ([]Enqueued
 			case job.Views != nil:
 				args = viewsJob(job)
 			}
-			params = append(params, river.InsertManyParams{Args: args, InsertOpts: &river.InsertOpts{Priority: cmp.Or(job.Priority, Usual)}})
+			params = append(params, river.InsertManyParams{Args: args, InsertOpts: &river.InsertOpts{Priority: cmp.Or(job.Priority, Usual), Metadata: metadata}})
 		}
 		place[i] = first[string(key)]
 	}
@@ -370,9 +373,15 @@ func (backoff) NextRetry(job *rivertype.JobRow) time.Time {
 
 // do works on one job and tells River, in its terms, how that ended.
 func (q *Queue) do(ctx context.Context, work func(context.Context, Job, Attempt) error, row *rivertype.JobRow, job Job) error {
-	working, lease := q.holder.take(ctx, row.ID)
+	ctx, span := begin(ctx, row, job)
+	defer span.End()
+	working, lease := q.holder.take(ctx, row.ID, job.Slide)
 	defer q.holder.release(row.ID)
-	err := work(working, job, Attempt{Job: row.ID, Number: row.Attempt, Last: row.Attempt >= row.MaxAttempts, lease: lease})
+	attempt := Attempt{Job: row.ID, Number: row.Attempt, Last: row.Attempt >= row.MaxAttempts, lease: lease}
+	err := q.guarded(func() error { return work(working, job, attempt) }, row.ID, job.Slide)
+	if err != nil {
+		span.SetStatus(codes.Error, err.Error())
+	}
 	switch {
 	case err == nil:
 		return nil
@@ -382,6 +391,17 @@ func (q *Queue) do(ctx context.Context, work func(context.Context, Job, Attempt)
 		return fmt.Errorf("%w (%w)", err, context.Canceled) // by which River knows a stop from a failure
 	}
 	return err
+}
+
+// guarded makes an error of a panic, which one slide must not bring over the others.
+func (q *Queue) guarded(work func() error, job int64, slide coverslip.SlideID) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			q.log.Error("panic", "job", job, "slide", slide, "panic", v, "stack", string(debug.Stack()))
+			err = &coverslip.Error{Kind: coverslip.Internal, Op: "work on the job", Slide: slide, Err: fmt.Errorf("panic: %v", v)}
+		}
+	}()
+	return work()
 }
 
 // final ends a job. It reads as the error it holds, which becomes the slide's reason.
