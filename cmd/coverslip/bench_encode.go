@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"syscall"
 
@@ -21,7 +22,7 @@ import (
 
 type benchEncodeCmd struct {
 	Slide  string `arg:"" optional:"" help:"The slide to encode; without one, the one in testdata laid 3 × 3 beside itself, as a pyramid of JPEG tiles."`
-	Runs   int    `default:"5" help:"Runs of each; medians are compared (${default})."`
+	Runs   int    `default:"5" help:"Runs of each; medians, of ratios too (${default})."`
 	Centre string `placeholder:"DIR" help:"As of coverslip bench budget."`
 	Once   bool   `hidden:"" help:"Encode once and print nothing: a process to weigh."`
 }
@@ -88,12 +89,18 @@ func (c *benchEncodeCmd) measure(e *env, name string) error {
 	show := e.progress("measuring", c.Runs+1)
 	for run := range c.Runs + 1 { // the first is not counted
 		var w, a rate
+		turns := []func() error{
+			func() error { return w.add(func() (int, error) { return c.endToEnd(e, enc) }) },
+			func() error { return a.add(func() (int, error) { return n, encodeAlone(e, enc, tiles, n) }) },
+		}
+		if run%2 == 1 { // who comes first meets what the peers left of caches and clock
+			slices.Reverse(turns)
+		}
 		for w.done < leastTiles { // in turns, so that a machine whose speed drifts meets both alike
-			if err := w.add(func() (int, error) { return c.endToEnd(e, enc) }); err != nil {
-				return err
-			}
-			if err := a.add(func() (int, error) { return n, encodeAlone(e, enc, tiles, n) }); err != nil {
-				return err
+			for _, turn := range turns {
+				if err := turn(); err != nil {
+					return err
+				}
 			}
 		}
 		whole, alone = append(whole, w.perSecond()), append(alone, a.perSecond())
@@ -112,8 +119,12 @@ func (c *benchEncodeCmd) measure(e *env, name string) error {
 	}
 	line := func(what string, ours []float64, peer string, theirs []float64, target float64) error {
 		ours, theirs = ours[1:], theirs[1:]
+		ratios := make([]float64, len(ours)) // of one turn each, for the same reason
+		for i := range ours {
+			ratios[i] = ours[i] / theirs[i]
+		}
 		return e.measured(measurement{Bench: "encode", Case: fmt.Sprintf("%s, %s, %d tiles", what, name, n), Value: median(ours), Unit: "images per CPU-second",
-			Peer: peer, PeerValue: median(theirs), Ratio: median(ours) / median(theirs), Target: target, Runs: c.Runs, Machine: machine()})
+			Peer: peer, PeerValue: median(theirs), Ratio: median(ratios), Target: target, Runs: c.Runs, Machine: machine()})
 	}
 	if err := line("slide file to features", whole, "ONNX Runtime alone", alone, 0.95); err != nil {
 		return err

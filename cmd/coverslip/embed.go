@@ -1,17 +1,19 @@
 package main
 
 import (
+	"errors"
 	"time"
 
 	"coverslip"
 	"coverslip/internal/ingest"
 	"coverslip/internal/nn"
 	"coverslip/slidessl"
+	"coverslip/slidessl/foreign"
 )
 
 type embedCmd struct {
 	Cohort     string `placeholder:"NAME" help:"The slides of this cohort (all)."`
-	Aggregator string `required:"" placeholder:"NAME[:LAYER]" help:"mean, mean+sd, or one of coverslip models list; of a trained one a layer of its projector, as in brca-ssl:projector.1."`
+	Aggregator string `required:"" placeholder:"NAME[:LAYER]" help:"mean, mean+sd, or one of coverslip models list (trained here or added); of a trained one a layer of its projector, as in brca-ssl:projector.1."`
 	From       string `enum:"auto,views,tiles" default:"auto" help:"What a trained aggregator reads: stored views, tiles as they are, or auto: what it learned from (${default})."`
 	Views      int    `placeholder:"R" help:"Views whose mean is the embedding (100); 0 with --all-tiles."`
 	Tiles      int    `placeholder:"N" help:"Tiles of each (as in training)."`
@@ -60,7 +62,12 @@ func (c *embedCmd) Run(e *env) error {
 		if err != nil {
 			return err
 		}
-		return c.embed(e, p, in, a)
+		if a, ok := a.(*foreign.Aggregator); ok {
+			if err := a.Spec.Takes(in.Model.Name); err != nil {
+				return errors.Join(err, a.Close())
+			}
+		}
+		return errors.Join(c.embed(e, p, in, a), closeAggregator(a))
 	})
 }
 

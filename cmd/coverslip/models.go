@@ -16,6 +16,8 @@ import (
 	"coverslip"
 	"coverslip/encoder"
 	"coverslip/encoder/onnx"
+	"coverslip/slidessl/foreign"
+	"coverslip/storage"
 	"coverslip/storage/blob"
 )
 
@@ -26,14 +28,14 @@ type encoderFlags struct {
 }
 
 type modelsCmd struct {
-	Add    modelsAddCmd    `cmd:"" help:"Add an encoder: an ONNX file and its specification."`
+	Add    modelsAddCmd    `cmd:"" help:"Add an encoder or an aggregator: an ONNX file and its specification."`
 	List   modelsListCmd   `cmd:"" help:"List the encoders and aggregators there are, and encoders whose file is yours to bring."`
 	Show   modelsShowCmd   `cmd:"" help:"Show the specification of one."`
 	Verify modelsVerifyCmd `cmd:"" help:"Hash the files again and compare."`
 }
 
 type modelsAddCmd struct {
-	Kind string `arg:"" enum:"encoder" help:"What it is: encoder."`
+	Kind string `arg:"" enum:"encoder,aggregator" help:"What it is: encoder or aggregator."`
 	File string `arg:"" type:"path" help:"The ONNX file. Files of weights beside it are taken along."`
 	Spec string `required:"" placeholder:"SPEC" help:"Its specification: a YAML file, or the name of one that ships (coverslip models list)."`
 	Name string `placeholder:"NAME" help:"Call it so instead of what the specification says."`
@@ -46,9 +48,12 @@ func (modelsAddCmd) Help() string {
   coverslip models add encoder uni2-h.onnx --spec uni2-h
   coverslip models add encoder mine.onnx --spec mine.yaml
   coverslip ingest section.svs --encoder uni2-h --wait
+  coverslip models add aggregator titan.onnx --spec titan
+  coverslip embed --cohort brca --encoder conch-v1.5 --aggregator titan
 
-The file is checked, run on one blank tile, hashed and copied; from then on it is opened only if the
-hash still matches. docs/ENCODERS.md says how the usual encoders are exported, and what a specification holds.`
+The file is checked, run on one blank tile (an aggregator: on a bag of ten), hashed and copied; from then on it is
+opened only if the hash still matches. How the usual ones are exported, and what a specification holds, is in
+docs/ENCODERS.md for encoders and in docs/PRETRAIN.md for aggregators.`
 }
 
 // modelLine is a model as printed with --json.
@@ -59,8 +64,11 @@ type modelLine struct {
 	Taps  []string `json:"taps,omitempty"` // all there are
 }
 
-// Run checks the encoder and keeps it.
+// Run checks the model and keeps it.
 func (c *modelsAddCmd) Run(e *env) error {
+	if c.Kind == "aggregator" {
+		return c.addAggregator(e)
+	}
 	spec, err := readSpec(c.Spec)
 	if err != nil {
 		return err
@@ -193,7 +201,7 @@ type modelsListCmd struct{ dataFlags }
 
 // Help is shown by coverslip models list --help.
 func (modelsListCmd) Help() string {
-	return "Example:\n  coverslip models list\n\nState: ships (part of the program), added (by you), missing (its specification ships, its file is yours to bring)."
+	return "Example:\n  coverslip models list\n\nState: ships (part of the program), added or trained (by you), missing (its specification ships, its file is yours to bring)."
 }
 
 // Run lists encoders.
@@ -244,7 +252,7 @@ func (c *modelsListCmd) Run(e *env) error {
 	return nil
 }
 
-// aggregators lists the rules and those that were trained.
+// aggregators lists the rules, those that were trained or added, and those that could be added.
 func (p *platform) aggregators(ctx context.Context) ([]modelLine, error) {
 	var lines []modelLine
 	for _, a := range rules {
@@ -252,7 +260,16 @@ func (p *platform) aggregators(ctx context.Context) ([]modelLine, error) {
 	}
 	added, err := p.DB.AddedModels(ctx, coverslip.AggregatorModel)
 	for _, m := range added {
-		lines = append(lines, modelLine{Model: m.Model, State: "trained"})
+		state := "trained"
+		if isForeign(m) {
+			state = "added"
+		}
+		lines = append(lines, modelLine{Model: m.Model, State: state})
+	}
+	for _, s := range foreign.ShippedSpecs() {
+		if !slices.ContainsFunc(lines, func(l modelLine) bool { return l.Name == s.Name }) {
+			lines = append(lines, modelLine{Model: s.Model(), State: "missing"})
+		}
 	}
 	return lines, err
 }
@@ -320,6 +337,12 @@ func (c *modelsShowCmd) Run(e *env) error {
 		}
 		if s, ok := encoder.Shipped(c.Name); ok {
 			spec, err = s, nil
+		} else if s, ok := foreign.Shipped(c.Name); ok {
+			if e.json {
+				return e.emit(storage.AddedModel{Model: s.Model(), Spec: string(s.YAML())})
+			}
+			e.printf("%s", s.YAML())
+			return nil
 		}
 	}
 	if err != nil {
@@ -378,8 +401,7 @@ func (c *modelsVerifyCmd) Run(e *env) error {
 		if err == nil {
 			err = p.verify(e, spec)
 		} else if m, e2 := p.DB.AddedModel(e, coverslip.AggregatorModel, name); e2 == nil {
-			sum = m.SHA256
-			_, err = p.aggregator(e, name) // it compares the file's hash
+			sum, err = m.SHA256, p.verifyAggregator(e, m)
 		}
 		if e.Err() != nil {
 			return e.Err()

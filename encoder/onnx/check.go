@@ -28,10 +28,11 @@ type port struct {
 	shape   []int64
 }
 
-// Element types of onnx.proto that encoders take and give.
+// Element types of onnx.proto (TensorProto.DataType) that models take and give.
 const (
 	floatElement = 1
 	uint8Element = 2
+	int64Element = 7 // of functions only
 )
 
 // readGraph reads an ONNX file (ModelProto of onnx.proto, https://github.com/onnx/onnx) and refuses
@@ -376,6 +377,8 @@ func (p port) String() string {
 		element = "float32"
 	case uint8Element:
 		element = "uint8"
+	case int64Element:
+		element = "int64"
 	}
 	if p.shape == nil {
 		return fmt.Sprintf("%s %s of any shape", p.name, element)
