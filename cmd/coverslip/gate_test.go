@@ -66,13 +66,13 @@ func TestAGateKeepsStrangeSlidesOut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	real, err := p.DB.Embedding(t.Context(), slides[0].ID, "efficientnet-lite0", "mean")
+	made, err := p.DB.Embedding(t.Context(), slides[0].ID, "efficientnet-lite0", "mean")
 	p.Close()
 	if err != nil {
 		t.Fatal(err)
 	}
-	turned := append(append([]float32(nil), real.Vector[640:]...), real.Vector[:640]...)
-	usualCohort(t, data, "alike", "efficientnet-lite0", real.Vector, 40)
+	turned := append(append([]float32(nil), made.Vector[640:]...), made.Vector[:640]...)
+	usualCohort(t, data, "alike", "efficientnet-lite0", made.Vector, 40)
 	usualCohort(t, data, "others", "efficientnet-lite0", turned, 40)
 	for cohort, gate := range map[string]string{"alike": "good", "others": "wrong"} {
 		if code, out, stderr := coverslipRun(t, "gate", "fit", "--cohort", cohort, "--out", gate, "--score", "nearest", "--data", data); code != exitDone || !strings.Contains(out, "threshold") {
