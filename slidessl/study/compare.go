@@ -94,7 +94,7 @@ type Difference struct {
 	Evaluation string `json:"evaluation"`
 	Figure     string `json:"figure"`
 	Group      string `json:"group,omitempty"`
-	// Interval is of the mean over pairs: runs and splits that are equal in all but this factor. Its level is corrected
+	// Interval is of the mean over pairs (its ends are NaN of one seed and one split): runs and splits that are equal in all but this factor. Its level is corrected
 	// for the number of comparisons (Bonferroni), so that all intervals of a study hold together with 95 %.
 	metric.Interval
 	Pairs int `json:"pairs"`
@@ -219,6 +219,9 @@ func (c *comparison) interval(draws int, level float64, rng *rand.Rand) metric.I
 			times[rng.IntN(n)]++
 		}
 		return times
+	}
+	if c.seeds == 1 && c.splits == 1 { // one pair of each other setting: nothing says how it varies
+		return metric.Interval{Value: mean(once(1), once(1)), Low: math.NaN(), High: math.NaN(), Level: level}
 	}
 	drawn := make([]float64, draws)
 	for i := range drawn {

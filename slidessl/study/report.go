@@ -149,11 +149,14 @@ func MeanSD(l Line) string {
 }
 
 func interval(d Difference) string {
+	if math.IsNaN(d.Low) {
+		return fmt.Sprintf("%+.3g [not known]", d.Value)
+	}
 	return fmt.Sprintf("%+.3g [%+.3g, %+.3g]", d.Value, d.Low, d.High)
 }
 
-// clearly reports whether the interval leaves zero out.
-func clearly(d Difference) bool { return d.Low > 0 || d.High < 0 }
+// clearly reports whether the interval leaves zero out. One without width is of pairs that are all the same.
+func clearly(d Difference) bool { return d.High > d.Low && (d.Low > 0 || d.High < 0) }
 
 //go:embed page.html
 var pageText string

@@ -80,3 +80,17 @@ func TestAStudyOfOneRunIsReported(t *testing.T) {
 		t.Error(fmt.Sprint(r.Markdown()))
 	}
 }
+
+func TestOnePairHasNoInterval(t *testing.T) {
+	text := "name: two\nfixed: {cohort: idc}\nfactors: [{setting: train.epochs, values: [5, 6]}]\nevaluations: [{kind: geometry}]\n"
+	f, err := Parse([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := plan(t, text, false)
+	r := Report{File: f, Text: text, Plan: p, Results: Results{p.Runs[0].Evaluations[0]: {{Name: "uniformity", Value: -3}}, p.Runs[1].Evaluations[0]: {{Name: "uniformity", Value: -2}}}}
+	html, err := r.HTML()
+	if md := r.Markdown(); err != nil || !strings.Contains(md, "| +1 [not known] | 1 |") || strings.Contains(string(html), "<strong>+1") {
+		t.Errorf("%v\n%s", err, md)
+	}
+}
