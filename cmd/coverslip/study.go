@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -229,7 +230,7 @@ func (c *studyRunCmd) command() string {
 
 // versions are what a figure depends on beside the file.
 func (c *studyRunCmd) versions(e *env, m *studies.Maker, plan *study.Plan, text string) map[string]string {
-	v := map[string]string{"coverslip": coverslip.Version, "go": runtime.Version(), "linear algebra": nn.BLAS(), "machine": machine(), "file": "hash " + study.Hash(text)}
+	v := map[string]string{"coverslip": coverslip.Version, "go": runtime.Version(), "linear algebra": nn.BLAS(), "machine": machine(), "file": fmt.Sprintf("sha256 %x", sha256.Sum256([]byte(text)))}
 	for _, s := range plan.Stages {
 		if in, err := m.Ingest(e, s.Settings.Encoder); err == nil { // the plan has asked for it: it is there
 			v["encoder "+s.Settings.Encoder] = "sha256 " + in.Model.SHA256

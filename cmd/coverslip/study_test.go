@@ -99,7 +99,7 @@ func TestStudyRunShowReport(t *testing.T) {
 			t.Fatalf("exit %d: %s", code, stderr)
 		}
 		for name, says := range map[string][]string{
-			"report.html": {"<svg", "tiny", "coverslip study run study.yaml", "hash "}, "report.md": {"| aggregator |", "±", "hash "},
+			"report.html": {"<svg", "tiny", "coverslip study run study.yaml", "sha256 "}, "report.md": {"| aggregator |", "±", "sha256 "},
 			"study.yaml": {"name: tiny"}, "results.csv": {"study,run,aggregator,seed,evaluation,figure,training,fold,value\ntiny,1,mean,1,geometry,"}} {
 			raw, err := os.ReadFile(filepath.Join(dir, name))
 			for _, want := range says {
