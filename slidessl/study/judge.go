@@ -42,6 +42,11 @@ func Judge(e Evaluation, d Embedded) ([]Figure, error) {
 	if len(d.X) != len(d.Rows)*d.Dim || d.Again != nil && len(d.Again) != len(d.X) {
 		panic("study: one embedding a slide")
 	}
+	if e.Where != "" {
+		if d = d.only(d.meets(e.Where)); len(d.Rows) < 2 {
+			return nil, &coverslip.Error{Kind: coverslip.Invalid, Op: "judge embeddings", Err: fmt.Errorf("%d slides have %s", len(d.Rows), e.Where), Hint: "look at the cohort's columns"}
+		}
+	}
 	switch e.Kind {
 	case "geometry":
 		return geometry(d), nil
@@ -84,6 +89,21 @@ func (d Embedded) meets(condition string) (at []int) {
 		}
 	}
 	return at
+}
+
+// only is some of the slides.
+func (d Embedded) only(at []int) Embedded {
+	some := Embedded{X: d.take(at), Dim: d.Dim, Columns: map[string][]string{}}
+	for _, i := range at {
+		some.Rows = append(some.Rows, d.Rows[i])
+		for column, values := range d.Columns {
+			some.Columns[column] = append(some.Columns[column], values[i])
+		}
+		if d.Again != nil {
+			some.Again = append(some.Again, d.Again[i*d.Dim:(i+1)*d.Dim]...)
+		}
+	}
+	return some
 }
 
 // take are the embeddings of some slides.

@@ -406,3 +406,22 @@ func TestTheGraphOfSlides(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestOnlySomeSlidesAreJudged(t *testing.T) {
+	d := withParts(slidesOf(80, 2, 2, 7))
+	d.Again = append([]float32(nil), d.X...)
+	for i := range d.X[:40*d.Dim] { // what train's other views are says nothing of test's
+		d.Again[i] = -d.Again[i]
+	}
+	some, err := Judge(Evaluation{Kind: "geometry", Where: "part=test"}, d)
+	if err != nil || len(some) != 3 || some[2].Name != "alignment" || some[2].Value > 1e-6 {
+		t.Error(some, err)
+	}
+	all, err := Judge(Evaluation{Kind: "geometry"}, d)
+	if err != nil || math.Abs(all[2].Value-2) > 0.01 || all[0].Value == some[0].Value {
+		t.Error(all, err)
+	}
+	if _, err := Judge(Evaluation{Kind: "geometry", Where: "part=none"}, d); coverslip.KindOf(err) != coverslip.Invalid {
+		t.Error(err)
+	}
+}

@@ -300,7 +300,7 @@ func (p *planner) against(ctx context.Context, s *Settings) error {
 				return invalid("there is nothing to tell apart", "evaluation %s: all slides of cohort %s have one %s", e.Name, s.Embed.Cohort, column)
 			}
 		}
-		for _, side := range []string{e.Train, e.Test} {
+		for _, side := range []string{e.Train, e.Test, e.Where} {
 			if _, err := judged.where(s.Embed.Cohort, side); err != nil {
 				return coverslip.Doing("evaluation "+e.Name, err)
 			}

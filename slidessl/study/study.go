@@ -76,6 +76,8 @@ type Evaluation struct {
 	Label string `yaml:"label" json:"label,omitempty"` // a column of the cohort; of ood the one that says what is strange; not of geometry and graph
 	By    string `yaml:"by" json:"by,omitempty"`       // what stands on one side of a split: patient (default), site or none
 	Folds int    `yaml:"folds" json:"folds,omitempty"` // 5
+	// Where leaves out all slides but those with a value of a column, as in "part=test".
+	Where string `yaml:"where" json:"where,omitempty"`
 	// Train and Test are the sides where columns of the cohort say so, as in "part=train", instead of folds.
 	Train string `yaml:"train" json:"train,omitempty"`
 	Test  string `yaml:"test" json:"test,omitempty"`
@@ -128,7 +130,7 @@ var kinds = map[string]bool{"probe": true, "knn": true, "collapse": true, "ood":
 
 // Columns are those of the cohort that it reads beside its label.
 func (e Evaluation) Columns() (columns []string) {
-	for _, c := range []string{e.Train, e.Test} {
+	for _, c := range []string{e.Train, e.Test, e.Where} {
 		if column, _, found := strings.Cut(c, "="); found {
 			columns = append(columns, column)
 		}
@@ -348,6 +350,8 @@ func (f *File) checkEvaluations() error {
 			return invalid("give both, as in train: part=train and test: part=test, without folds and by, to probe, knn or ood", "evaluation %s has train %q and test %q", e.Name, e.Train, e.Test)
 		case e.Train != "" && (!condition(e.Train) || !condition(e.Test) || e.Train == e.Test):
 			return invalid("write column=value, another for each", "evaluation %s: train %q and test %q", e.Name, e.Train, e.Test)
+		case e.Where != "" && !condition(e.Where):
+			return invalid("write column=value", "evaluation %s: where %q is no condition", e.Name, e.Where)
 		case len(e.Imbalance) > 0 && len(e.Slides) == 0:
 			return invalid("say of how many slides: slides: [40]", "evaluation %s has imbalances of no number of slides", e.Name)
 		}
