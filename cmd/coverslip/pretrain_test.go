@@ -287,3 +287,43 @@ func TestFault29ANaNStopsTrainingAndNamesIt(t *testing.T) {
 		t.Errorf("exit %d: %s", code, stderr)
 	}
 }
+
+// TestPretrainOnACohortThatIsNotWhole takes a file of views away, and then gives a slide a bag of other features.
+func TestPretrainOnACohortThatIsNotWhole(t *testing.T) {
+	data := dataFolder(t)
+	bagCohort(t, data, 10)
+	fails := func(says ...string) {
+		t.Helper()
+		code, _, stderr := coverslipRun(t, "pretrain", "--cohort", "some", "--encoder", "tiny", "--batch", "8", "--epochs", "3", "--views", "--data", data, "--out", "x")
+		for _, s := range says {
+			if code != exitFailed || !strings.Contains(stderr, s) {
+				t.Errorf("exit %d, without %q: %s", code, s, stderr)
+			}
+		}
+	}
+	bags, err := filepath.Glob(filepath.Join(data, "blobs", "bags", "*02.safetensors"))
+	if err != nil || len(bags) != 10 {
+		t.Fatal(bags, err)
+	}
+	if err := os.Remove(bags[3]); err != nil {
+		t.Fatal(err)
+	}
+	key := strings.TrimSuffix(filepath.Base(bags[3]), ".safetensors")
+	fails("s03aa.svs", "its file is gone from the store", "encode the slide again")
+
+	e := &env{Context: t.Context(), out: os.Stdout, err: os.Stderr}
+	p, err := (&dataFlags{Data: data}).connect(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bag, err := p.DB.Bag(t.Context(), key)
+	if err == nil {
+		bag.Key, bag.Dim = strings.Repeat("f", 64), 7
+		err = p.DB.PutBag(t.Context(), bag)
+	}
+	p.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fails("not made alike", "12 and of 7 numbers", "same settings")
+}
