@@ -1,6 +1,7 @@
 package slidessl
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -16,14 +17,15 @@ import (
 //
 //	features [n,Input] → centred, scaled → stem [n,Stem] → body → readout over tiles or sites → [bags,Dim]
 //
-// The stem is linear and starts as the features' principal components, and the blocks of mlp and attention
-// start as the identity: learning begins at mean (or mean+sd) pooling and moves away from it.
+// The stem is linear and starts as the features that vary most, as they are, and the blocks of mlp, local and
+// attention start as the identity: learning begins at mean (or mean+sd) pooling and moves away from it.
 type Architecture struct {
 	// Kind is the body:
 	//   - sparse: two blocks of sparse convolutions over the map of tiles (Giga-SSL, arXiv 2212.03273);
 	//   - mlp: residual blocks h + W·ReLU(BN(V·h)) on each tile for itself, no map;
-	//   - local: the same on each tile beside the mean of its place and the eight around it, in two and one third
-	//     of Width: how tissue is arranged shows in how that mean varies;
+	//   - local: the same on each tile beside the mean of its place and the eight around it, which has an eighth of
+	//     Width: how tissue is arranged shows in how that mean varies. What goes into the blocks is read out beside
+	//     what comes out, so that nothing is lost that pooling knows: twice as many numbers;
 	//   - attention: as mlp, and a readout weighted by gated attention (Ilse et al., arXiv 1802.04712).
 	Kind  string `json:"kind" yaml:"kind"`
 	Input int    `json:"input" yaml:"input,omitempty"` // length of the encoder's features
@@ -48,7 +50,7 @@ func DefaultArchitecture(kind string, input int) Architecture {
 	case "mlp":
 		a.Blocks = 1
 	case "local":
-		a.Blocks, a.Width = 1, 384
+		a.Blocks, a.Width = 1, 128
 	case "attention":
 		a.Blocks, a.Heads = 1, 4
 	}
@@ -75,8 +77,8 @@ func (a Architecture) Check() error {
 		return bad("widths of %d, %d and %d", a.Input, a.Stem, a.Width)
 	case a.Kind != "sparse" && (a.Blocks < 0 || a.Blocks > 64):
 		return bad("%d blocks", a.Blocks)
-	case a.Kind == "local" && a.Width%3 != 0:
-		return bad("a width of %d, which has no thirds", a.Width)
+	case a.Kind == "local" && a.Width < 2:
+		return bad("a width of %d, of which nothing is left for a tile itself", a.Width)
 	case a.Kind == "attention" && (a.Heads < 1 || a.Heads > 256 || a.Heads > a.Width):
 		return bad("%d heads", a.Heads)
 	}
@@ -88,6 +90,9 @@ func (a Architecture) Dim() int {
 	d := a.Width
 	if a.Kind == "attention" {
 		d = a.Width / a.Heads * a.Heads
+	}
+	if a.Kind == "local" {
+		d *= 2
 	}
 	if a.Readout == "mean+sd" {
 		d *= 2
@@ -119,10 +124,13 @@ func (a Architecture) stem() int {
 	case "sparse":
 		return a.Stem
 	case "local":
-		return a.Width / 3 * 2
+		return a.Width - a.around()
 	}
 	return a.Width
 }
+
+// around is how much of the width of local is of the places around.
+func (a Architecture) around() int { return max(a.Width/8, 1) }
 
 // NewNetwork draws the weights of an architecture that was checked.
 func NewNetwork(a Architecture, rng *rand.Rand) *Network {
@@ -194,15 +202,19 @@ func (n *Network) Forward(g *nn.Graph, b view.Batch) *nn.Node {
 		return n.read(h, bags)
 	}
 	if n.Architecture.Kind == "local" {
-		h = nn.Beside(h, sparse.Around(nn.Columns(h, 0, n.Architecture.Width/3), sites))
+		h = nn.Beside(h, sparse.Around(nn.Columns(h, 0, n.Architecture.around()), sites))
 	}
+	in := h
 	for _, b := range n.blocks {
 		h = nn.Add(h, b.out.Apply(b.norm.Apply(b.in.Apply(h), nil, true)))
 	}
-	if n.gate == nil {
-		return n.read(h, bags)
+	switch n.Architecture.Kind {
+	case "local":
+		return n.read(nn.Beside(in, h), bags)
+	case "attention":
+		return n.attend(h, bags)
 	}
-	return n.attend(h, bags)
+	return n.read(h, bags)
 }
 
 // standardised takes the mean off the features and divides them by what the scale says.
@@ -246,21 +258,23 @@ func (n *Network) attend(h *nn.Node, bags nn.Segments) *nn.Node {
 }
 
 // Fit sets what the network knows of the encoder's features before it learns: their mean and spread, and
-// as the stem's start their principal components. sample is [n,Input].
+// as the stem's start those that vary most. Principal components were no better a start: brought to equal
+// spread, as embeddings are, many small ones are noise, and single features are not. sample is [n,Input].
 func (n *Network) Fit(sample []float32) {
 	d := n.Architecture.Input
-	rows := len(sample) / d
-	mean, square := make([]float64, d), make([]float64, d)
-	for i := range rows {
-		for k, v := range sample[i*d : (i+1)*d] {
-			mean[k] += float64(v)
-			square[k] += float64(v) * float64(v)
-		}
+	rows := float64(len(sample) / d)
+	mean, variance := make([]float64, d), make([]float64, d)
+	for i, v := range sample {
+		mean[i%d] += float64(v) / rows
+	}
+	for i, v := range sample {
+		variance[i%d] += (float64(v) - mean[i%d]) * (float64(v) - mean[i%d]) / rows
 	}
 	var total float64
-	for k := range mean {
-		mean[k] /= float64(rows)
-		total += max(square[k]/float64(rows)-mean[k]*mean[k], 0)
+	order := make([]int, d)
+	for k := range order {
+		order[k] = k
+		total += variance[k]
 		n.mean.Value[k] = float32(mean[k])
 	}
 	// One scale for all: what varies little should not be made to.
@@ -271,12 +285,11 @@ func (n *Network) Fit(sample []float32) {
 	if n.stem == nil {
 		return
 	}
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(variance[b], variance[a]) })
 	clear(n.stem.W.Value)
-	to := n.Architecture.stem()
-	for j, c := range principal(sample, mean, scale, d, min(to, d, max(rows-1, 1))) {
-		for k, v := range c {
-			n.stem.W.Value[k*to+j] = float32(v)
-		}
-	}
 	clear(n.stem.B.Value)
+	to := n.Architecture.stem()
+	for j, k := range order[:min(to, d)] {
+		n.stem.W.Value[k*to+j] = 1
+	}
 }

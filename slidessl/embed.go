@@ -12,8 +12,8 @@ import (
 )
 
 // Reading says how a trained aggregator reads a slide: the mean of its output over views drawn as in
-// training, brought to length one (Giga-SSL: 100 views of 5 tiles). With Views 0 it is one view of all
-// tiles, each once.
+// training, brought to length one (Giga-SSL: 100 views of 5 tiles). With Views 0 every tile is read once,
+// with its neighbours on the map: all tiles as one view, or as several where there are more than wholeTiles.
 type Reading struct {
 	Views int       `json:"views" yaml:"views"`
 	View  view.Spec `json:"view" yaml:"view"` // of which only the large views are drawn
@@ -22,11 +22,24 @@ type Reading struct {
 
 // Embed is the embedding of a slide of src, [Dim], of length one. Equal arguments give equal bits.
 func (t *Trained) Embed(ctx context.Context, mem *nn.Memory, src Source, slide int, r Reading, tap string) ([]float32, error) {
-	sum, err := t.sum(ctx, mem, src, slide, r, tap)
+	out, err := t.read(ctx, mem, src, slide, r, tap)
 	if err != nil {
 		return nil, err
 	}
-	return t.finish(sum, max(r.Views, 1), src.Name(slide), tap)
+	return t.finish(out, src.Name(slide), tap)
+}
+
+// wholeTiles is how many tiles, in plan order, a view of all tiles has at most: 30 MB of 1752 numbers each.
+const wholeTiles = 4096
+
+// Reading is how slides are read by default: stored views by 100 draws, as published; tiles as they are each once,
+// but by convolutions, which know only maps as thin as those that they learned from.
+func (s Settings) Reading() Reading {
+	r := Reading{Views: 100, View: s.View, Seed: 1}
+	if s.View.Plain && s.Architecture.Kind != "sparse" {
+		r.Views = 0
+	}
+	return r
 }
 
 // standardSlides and standardViews bound what the output's mean and deviation are found from.
@@ -39,13 +52,14 @@ func (t *Trained) standardise(ctx context.Context, mem *nn.Memory, src Source, s
 	d := t.Settings.Architecture.Dim()
 	mean, square := make([]float64, d), make([]float64, d)
 	slides = slides[:min(len(slides), standardSlides)]
+	r := t.Settings.Reading()
+	r.Views, r.Seed = min(r.Views, standardViews), 2
 	for _, slide := range slides {
-		sum, err := t.sum(ctx, mem, src, slide, Reading{Views: standardViews, View: t.Settings.View, Seed: 2}, "")
+		out, err := t.read(ctx, mem, src, slide, r, "")
 		if err != nil {
 			return err
 		}
-		for k, v := range sum {
-			v /= standardViews
+		for k, v := range out {
 			mean[k] += v / float64(len(slides))
 			square[k] += v * v / float64(len(slides))
 		}
@@ -62,16 +76,14 @@ func (t *Trained) standardise(ctx context.Context, mem *nn.Memory, src Source, s
 	return nil
 }
 
-// sum adds up the output over the views of a slide.
-func (t *Trained) sum(ctx context.Context, mem *nn.Memory, src Source, slide int, r Reading, tap string) ([]float64, error) {
+// read is the mean output over the views of a slide. Pieces of a view of all tiles count by their tiles.
+func (t *Trained) read(ctx context.Context, mem *nn.Memory, src Source, slide int, r Reading, tap string) ([]float64, error) {
 	rng := rand.New(rand.NewPCG(r.Seed, 0))
 	d := src.Dim()
 	b := view.Batch{Dim: d, Bags: nn.Segments{0}}
-	var sum []float64
+	var mean []float64
+	var count float64
 	flush := func() error {
-		if len(b.Bags) == 1 {
-			return nil
-		}
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -79,12 +91,14 @@ func (t *Trained) sum(ctx context.Context, mem *nn.Memory, src Source, slide int
 		if err != nil {
 			return err
 		}
-		if sum == nil {
-			sum = make([]float64, dim)
+		if mean == nil {
+			mean = make([]float64, dim)
 		}
 		for i, v := range rows {
-			sum[i%dim] += float64(v)
+			bag := i / dim
+			mean[i%dim] += float64(v) * float64(b.Bags[bag+1]-b.Bags[bag])
 		}
+		count += float64(len(b.At))
 		b.X, b.At, b.Bags = b.X[:0], b.At[:0], b.Bags[:1]
 		return nil
 	}
@@ -93,61 +107,80 @@ func (t *Trained) sum(ctx context.Context, mem *nn.Memory, src Source, slide int
 		b.X = append(b.X, make([]float32, len(tiles)*d)...)
 		b.At = append(b.At, at...)
 		b.Bags = append(b.Bags, len(b.At))
-		return src.Read(b.X[from:], slide, stored, tiles)
+		if err := src.Read(b.X[from:], slide, stored, tiles); err != nil {
+			return err
+		}
+		if len(b.At) < 512 {
+			return nil
+		}
+		return flush()
 	}
-	for v := range max(r.Views, 1) {
+	empty := func(err error) error {
+		return &coverslip.Error{Kind: coverslip.Invalid, Op: "embed", Path: src.Name(slide), Err: err, Hint: "the slide has no tissue; lower --min-tissue if it should have"}
+	}
+	if r.Views == 0 {
+		places, err := src.Places(slide, 0)
+		if err != nil {
+			return nil, err
+		}
+		if len(places) == 0 {
+			return nil, empty(view.ErrEmpty)
+		}
+		for from := 0; from < len(places); from += wholeTiles {
+			to := min(from+wholeTiles, len(places))
+			tiles := make([]int, to-from)
+			for i := range tiles {
+				tiles[i] = from + i
+			}
+			if err := add(0, tiles, places[from:to]); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for range r.Views {
 		stored := 0
-		if !r.View.Plain && r.Views > 0 {
+		if !r.View.Plain {
 			stored = rng.IntN(src.Stored(slide))
 		}
 		places, err := src.Places(slide, stored)
 		if err != nil {
 			return nil, err
 		}
-		var tiles []int
-		at := places
-		if r.Views > 0 {
-			tiles, at, err = r.View.Draw(rng, 0, places)
-		} else {
-			for i := range places {
-				tiles = append(tiles, i)
-			}
-			if len(places) == 0 {
-				err = view.ErrEmpty
-			}
-		}
+		tiles, at, err := r.View.Draw(rng, 0, places)
 		if err != nil {
-			return nil, &coverslip.Error{Kind: coverslip.Invalid, Op: "embed", Path: src.Name(slide), Err: err, Hint: "the slide has no tissue; lower --min-tissue if it should have"}
+			return nil, empty(err)
 		}
 		if err := add(stored, tiles, at); err != nil {
 			return nil, err
 		}
-		if len(b.At) >= 512 || v == max(r.Views, 1)-1 {
-			if err := flush(); err != nil {
-				return nil, err
-			}
+	}
+	if len(b.At) > 0 {
+		if err := flush(); err != nil {
+			return nil, err
 		}
 	}
-	return sum, nil
+	for k := range mean {
+		mean[k] /= count
+	}
+	return mean, nil
 }
 
-// finish makes the embedding of sums over views: their mean, as the training slides' has mean 0 and deviation
+// finish makes the embedding of a slide's mean output: as the training slides' has mean 0 and deviation
 // 1 in every number where it is the aggregator's own, brought to length one.
-func (t *Trained) finish(sum []float64, views int, name, tap string) ([]float32, error) {
-	out := make([]float32, len(sum))
+func (t *Trained) finish(mean []float64, name, tap string) ([]float32, error) {
+	out := make([]float32, len(mean))
 	var square float64
-	for k := range sum {
-		sum[k] /= float64(views)
+	for k := range mean {
 		if tap == "" || tap == Backbone {
-			sum[k] = (sum[k] - float64(t.Network.outMean.Value[k])) * float64(t.Network.outScale.Value[k])
+			mean[k] = (mean[k] - float64(t.Network.outMean.Value[k])) * float64(t.Network.outScale.Value[k])
 		}
-		square += sum[k] * sum[k]
+		square += mean[k] * mean[k]
 	}
 	if !(square > 0) || math.IsInf(square, 0) {
 		return nil, &coverslip.Error{Kind: coverslip.Invalid, Op: "embed", Path: name, Err: fmt.Errorf("the embedding has length %g", math.Sqrt(square)),
 			Hint: "the features or the aggregator hold NaN, infinities or zeros; coverslip models verify"}
 	}
-	for k, v := range sum {
+	for k, v := range mean {
 		out[k] = float32(v / math.Sqrt(square))
 	}
 	return out, nil

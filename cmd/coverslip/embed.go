@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"time"
 
@@ -15,7 +16,7 @@ type embedCmd struct {
 	Cohort     string `placeholder:"NAME" help:"The slides of this cohort (all)."`
 	Aggregator string `required:"" placeholder:"NAME[:LAYER]" help:"mean, mean+sd, or one of coverslip models list (trained here or added); of a trained one a layer of its projector, as in brca-ssl:projector.1."`
 	From       string `enum:"auto,views,tiles" default:"auto" help:"What a trained aggregator reads: stored views, tiles as they are, or auto: what it learned from (${default})."`
-	Views      int    `placeholder:"R" help:"Views whose mean is the embedding (100); 0 with --all-tiles."`
+	Views      int    `placeholder:"R" help:"Views whose mean is the embedding (100 of what learned from stored views; else every tile is read once)."`
 	Tiles      int    `placeholder:"N" help:"Tiles of each (as in training)."`
 	AllTiles   bool   `help:"Read every tile once, as one view."`
 	Seed       uint64 `default:"1" help:"Of the views (${default})."`
@@ -141,8 +142,8 @@ func (c *embedCmd) vector(e *env, src *ingest.Stored, i int, a slidessl.Aggregat
 	case c.Views > 0:
 		r.Views = c.Views
 	}
-	if c.Tiles > 0 {
-		r.View.Tiles = c.Tiles
+	if c.Tiles > 0 && !c.AllTiles {
+		r.View.Tiles, r.Views = c.Tiles, cmp.Or(r.Views, 100)
 	}
 	r.View.Plain = c.From == "tiles" || r.View.Plain
 	return learned.EmbedFrom(e, src, i, r)

@@ -27,7 +27,7 @@ type pretrainCmd struct {
 	Out    string `required:"" placeholder:"NAME" help:"Call the aggregator so."`
 
 	Objective     string  `placeholder:"NAME" help:"What is learned: ${objectives} (simclr)."`
-	Kind          string  `placeholder:"KIND" help:"The network: mlp (each tile for itself), attention, or sparse (convolutions over the map of tiles, as in Giga-SSL) (mlp)."`
+	Kind          string  `placeholder:"KIND" help:"The network: local (each tile beside the mean of the tiles around it), mlp (each tile for itself), attention, or sparse (convolutions over the map of tiles, as in Giga-SSL) (local)."`
 	Readout       string  `placeholder:"R" help:"How tiles become one vector: mean, or mean+sd (mean for sparse, else mean+sd)."`
 	Width         int     `placeholder:"W" help:"Of the network (256; 512 for sparse)."`
 	Tiles         int     `placeholder:"N" help:"Tiles of a view (16)."`
@@ -92,7 +92,7 @@ var modelName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 
 // settings are the defaults, changed by the file, changed by flags.
 func (c *pretrainCmd) settings(slides, dim int) (slidessl.Settings, error) {
-	s := slidessl.DefaultSettings(cmp.Or(c.Kind, "mlp"), cmp.Or(c.Objective, "simclr"), dim)
+	s := slidessl.DefaultSettings(cmp.Or(c.Kind, "local"), cmp.Or(c.Objective, "simclr"), dim)
 	if slides > 0 {
 		s.Batch = min(s.Batch, slides)
 	}
@@ -168,7 +168,7 @@ func (c *pretrainCmd) pretrain(e *env, p *platform, in *ingest.Ingest) error {
 	if err := curve.draw(t.Curve, filepath.Join(dir, "curve.png")); err != nil {
 		return err
 	}
-	card := slidessl.Card{Name: c.Out, Reading: slidessl.Reading{Views: 100, View: t.Settings.View, Seed: 1},
+	card := slidessl.Card{Name: c.Out, Reading: t.Settings.Reading(),
 		Data: slidessl.CardData{Cohort: c.Cohort, Slides: src.Len(), Bags: src.Digest(), Encoder: in.Model.Name, EncoderSHA256: in.Model.SHA256}}
 	if v := src.Bags[0].Views; v != nil {
 		card.Data.Augment = v.Augment
