@@ -13,6 +13,7 @@ import (
 
 	"coverslip"
 	"coverslip/encoder/onnx"
+	"coverslip/internal/ingest"
 	"coverslip/slidessl"
 	"coverslip/slidessl/foreign"
 	"coverslip/storage"
@@ -65,6 +66,40 @@ func (p *platform) aggregator(ctx context.Context, name string) (slidessl.Aggreg
 		return nil, err
 	}
 	return slidessl.ParseLearned(name, raw)
+}
+
+// aggregatorFlag says by what slides are embedded when they are encoded.
+type aggregatorFlag struct {
+	Aggregator string `env:"COVERSLIP_AGGREGATOR" default:"mean" placeholder:"NAME" help:"Embed slides by this aggregator, too, as soon as they are encoded (${default}, which every slide gets)."`
+}
+
+// use makes jobs ask for the aggregator, once it is there and fits the encoder.
+func (f aggregatorFlag) use(e *env, p *platform, in *ingest.Ingest) error {
+	a, err := p.aggregator(e, f.Aggregator)
+	if err != nil {
+		return err
+	}
+	in.Aggregator = a
+	return fitsTiles(a, in.Model)
+}
+
+// fitsTiles reports whether an aggregator can read the tiles of an encoder as they are.
+func fitsTiles(a slidessl.Aggregator, encoder coverslip.Model) error {
+	switch a := a.(type) {
+	case *foreign.Aggregator:
+		return a.Spec.Takes(encoder.Name)
+	case *slidessl.Learned:
+		bad := func(err error, hint string) error {
+			return &coverslip.Error{Kind: coverslip.Invalid, Op: "embed", Path: "aggregator " + a.Model().Name, Err: err, Hint: hint}
+		}
+		if d := a.Card.Settings.Architecture.Input; d != encoder.Dim {
+			return bad(fmt.Errorf("it takes features of %d numbers, and those of encoder %s have %d", d, encoder.Name, encoder.Dim), "use the encoder it was trained on: "+a.Card.Data.Encoder)
+		}
+		if !a.Card.Settings.View.Plain {
+			return bad(errors.New("it learned from stored views, and reads those"), "encode the slides first, and their views; then coverslip embed --aggregator "+a.Model().Name)
+		}
+	}
+	return nil
 }
 
 // closeAggregator frees an aggregator that holds a session of ONNX Runtime.

@@ -2,12 +2,16 @@ package main
 
 import (
 	"encoding/json"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"coverslip/encoder/onnx/onnxtest"
+	"coverslip/slidessl"
+	"coverslip/slidessl/slidessltest"
+	"coverslip/slidessl/view"
 )
 
 // TestAnAggregatorFromElsewhere adds one with its weights in a file beside it, embeds a cohort with it, and
@@ -98,5 +102,84 @@ func TestAnAggregatorFromElsewhere(t *testing.T) {
 	}
 	if code, _, errs := call("embed", "--cohort", "new", "--encoder", "tiny", "--aggregator", "theirs"); code != exitFailed || !strings.Contains(errs, "abmil.onnx.data") {
 		t.Errorf("changed weights: %d %s", code, errs)
+	}
+}
+
+// trainedOnNumbers keeps an aggregator that learned from slides of random features of so many numbers.
+func trainedOnNumbers(t *testing.T, data, name string, dim int, plain bool) {
+	t.Helper()
+	rng := rand.New(rand.NewPCG(1, 2))
+	cohort := &slidessltest.Cohort{Looks: []*slidessltest.Encoded{{Tiles: 60, Dim: dim, Views: [][]float32{make([]float32, 60*dim)}}}}
+	for k := range cohort.Looks[0].Views[0] {
+		cohort.Looks[0].Views[0][k] = float32(rng.NormFloat64())
+	}
+	for i := range 6 {
+		s := slidessltest.Slide{}
+		for k := range 10 {
+			s.Tiles, s.Places = append(s.Tiles, 10*i+k), append(s.Places, view.Place{X: float64(k)})
+		}
+		cohort.Slides = append(cohort.Slides, s)
+	}
+	settings := slidessl.DefaultSettings("mlp", "simclr", dim)
+	settings.Architecture.Width, settings.Batch, settings.Epochs, settings.Warmup, settings.View.Tiles, settings.View.Plain = 8, 6, 1, 0, 4, plain
+	trained, err := slidessl.Train(t.Context(), settings, cohort, slidessl.Run{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &env{Context: t.Context(), out: os.Stdout, err: os.Stderr}
+	p, err := (&dataFlags{Data: data}).connect(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	card := slidessl.Card{Name: name, Reading: slidessl.Reading{Views: 10, View: settings.View, Seed: 1}, Data: slidessl.CardData{Encoder: "efficientnet-lite0"}}
+	if _, err := keepAggregator(e, p, trained, card, t.TempDir()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestIngestEmbedsByAnAggregator encodes a slide once: by the mean first, then by one that was trained, which
+// takes no encoding, and which coverslip embed finds as it would make it.
+func TestIngestEmbedsByAnAggregator(t *testing.T) {
+	onnxtest.Need(t)
+	data := dataFolder(t)
+	slide := "../../testdata/CMU-1-Small-Region.svs"
+	ingested := func(args ...string) result {
+		t.Helper()
+		code, out, errs := coverslipRun(t, append([]string{"--json", "ingest", slide, "--wait", "--cohort", "some", "--data", data}, args...)...)
+		if code != exitDone {
+			t.Fatalf("exit %d: %s", code, errs)
+		}
+		return results(t, out)[0]
+	}
+	if r := ingested(); r.Work != "done" {
+		t.Errorf("%+v", r)
+	}
+	trainedOnNumbers(t, data, "ours", 1280, true)
+	trainedOnNumbers(t, data, "narrow", 12, true)
+	trainedOnNumbers(t, data, "views", 1280, false)
+	if r := ingested("--aggregator", "ours"); r.Work != "done" {
+		t.Errorf("%+v", r)
+	}
+	if r := ingested("--aggregator", "ours"); r.Work != "none" {
+		t.Errorf("again: %+v", r)
+	}
+	if r := ingested(); r.Work != "none" {
+		t.Errorf("the mean's is gone: %+v", r)
+	}
+	code, out, errs := coverslipRun(t, "--json", "embed", "--cohort", "some", "--aggregator", "ours", "--views", "10", "--data", data)
+	var r embedResult
+	if err := json.Unmarshal([]byte(out), &r); err != nil || code != exitDone || r.Slides != 1 || r.Changed != 0 {
+		t.Errorf("embed makes another: %d %s%s", code, out, errs)
+	}
+	for name, says := range map[string]string{
+		"theirs": "none of this name",
+		"narrow": "it takes features of 12 numbers, and those of encoder efficientnet-lite0 have 1280",
+		"views":  "it learned from stored views",
+		"titan":  "its file is yours to bring",
+	} {
+		if code, _, errs := coverslipRun(t, "ingest", slide, "--wait", "--aggregator", name, "--data", data); code != exitFailed || !strings.Contains(errs, says) {
+			t.Errorf("%s: exit %d: %s", name, code, errs)
+		}
 	}
 }

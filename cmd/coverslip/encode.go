@@ -23,6 +23,7 @@ type encodeCmd struct {
 	Wait     bool     `help:"Stay until it is done."`
 	Priority int      `default:"2" placeholder:"1-4" help:"1 comes before what others asked for, 4 after it (${default})."`
 	budgetFlags
+	aggregatorFlag
 	encoderFlags
 	dataFlags
 }
@@ -71,6 +72,9 @@ func (c *encodeCmd) Run(e *env) error {
 	}
 	return c.with(e, c.encoderFlags, func(p *platform, in *ingest.Ingest) error {
 		in.Plan.Budget = c.budget()
+		if err := c.use(e, p, in); err != nil {
+			return err
+		}
 		slides, err := c.slides(e, p)
 		if err != nil {
 			return err

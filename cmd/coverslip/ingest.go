@@ -22,6 +22,7 @@ type ingestCmd struct {
 	gateFlags
 	budgetFlags
 	mppTableFlag
+	aggregatorFlag
 	encoderFlags
 	dataFlags
 
@@ -36,6 +37,7 @@ func (ingestCmd) Help() string {
   coverslip ingest old.svs --mpp-of-slide 0.25 --wait
   coverslip ingest *.tif --mpp-csv resolutions.csv
   coverslip ingest *.svs --cohort brca --gate brca --wait
+  coverslip ingest *.svs --cohort brca --aggregator brca-ssl --wait
   coverslip ingest 's3://bucket/a.svs?endpoint=http://127.0.0.1:7070' --wait
 
 With --wait the slides are encoded by this process, or by coverslip up where that runs on the same
@@ -113,6 +115,9 @@ func (c *ingestCmd) Run(e *env) error {
 			}
 		}
 		in.Plan.Budget, in.Plan.SkipBadTiles = c.budget(), c.SkipBad
+		if err := c.use(e, p, in); err != nil {
+			return err
+		}
 		return c.ingest(e, p, in)
 	})
 }

@@ -43,6 +43,7 @@ func (c *upCmd) Run(e *env) error {
 type serverFlags struct {
 	uploadFlags
 	accessFlags
+	aggregatorFlag
 }
 
 type serveCmd struct {
@@ -69,6 +70,9 @@ func serve(e *env, data *dataFlags, enc encoderFlags, addr string, flags serverF
 }
 
 func (p *platform) serve(e *env, in *ingest.Ingest, addr string, flags serverFlags, workers *workFlags) error {
+	if err := flags.use(e, p, in); err != nil {
+		return err
+	}
 	if workers != nil {
 		stop, err := p.work(e, in, *workers)
 		if err != nil {

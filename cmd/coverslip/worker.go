@@ -13,6 +13,7 @@ import (
 	"coverslip"
 	"coverslip/encoder/onnx"
 	"coverslip/internal/ingest"
+	"coverslip/slidessl"
 	"coverslip/storage/queue"
 )
 
@@ -88,7 +89,8 @@ func (p *platform) work(e *env, in *ingest.Ingest, flags workFlags) (stop func()
 	if in.Workers == 0 {
 		in.Workers = max(1, runtime.GOMAXPROCS(0)/slides)
 	}
-	w := &worker{e: e, p: p, in: in, session: session}
+	w := &worker{e: e, p: p, in: in, session: session, aggregators: map[string]slidessl.Aggregator{}}
+	in.FindAggregator = w.aggregator
 	views := flags.Views
 	if views == 0 {
 		views = -1
@@ -156,6 +158,27 @@ type worker struct {
 	mu      sync.RWMutex // read while a job runs, written while the encoder changes
 	in      *ingest.Ingest
 	session *onnx.Session // of in
+
+	loading     sync.Mutex // held while an aggregator is looked up or loaded
+	aggregators map[string]slidessl.Aggregator
+}
+
+// aggregator loads those that jobs ask for, each once: they are small beside an encoder.
+func (w *worker) aggregator(ctx context.Context, name string) (slidessl.Aggregator, error) {
+	w.loading.Lock()
+	defer w.loading.Unlock()
+	if a, there := w.aggregators[name]; there {
+		return a, nil
+	}
+	a, err := w.p.aggregator(ctx, name)
+	if err == nil {
+		err = w.p.DB.PutModel(ctx, a.Model())
+	}
+	if err != nil {
+		return nil, err
+	}
+	w.aggregators[name] = a
+	return a, nil
 }
 
 // work does a job with the encoder it asks for. Only one stays in memory, since the large ones need

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"coverslip"
+	"coverslip/slidessl"
 	"coverslip/storage"
 	"coverslip/storage/bagfile"
 	"coverslip/storage/blob"
@@ -34,7 +35,7 @@ func (in *Ingest) work(ctx context.Context, job queue.Job) error {
 	if err != nil {
 		return in.again(err)
 	}
-	embedding := coverslip.Embedding{}
+	var embeddings []coverslip.Embedding
 	state := coverslip.Failed
 	if slide.Provisional {
 		clock := in.stopwatch(ctx)
@@ -53,7 +54,7 @@ func (in *Ingest) work(ctx context.Context, job queue.Job) error {
 		in.Log.Info("views made", "name", slide.Name, "took", time.Since(began))
 		return nil
 	default:
-		state, embedding, err = in.embed(ctx, slide, job.Budget)
+		state, embeddings, err = in.embed(ctx, slide, job)
 	}
 	switch kind := coverslip.KindOf(err); {
 	case err == nil:
@@ -66,7 +67,7 @@ func (in *Ingest) work(ctx context.Context, job queue.Job) error {
 		in.Log.Warn("slide failed", "name", slide.Name, "kind", kind, "err", err)
 	}
 	wrote := in.write(ctx, func(tx *storage.Tx) error {
-		if state == coverslip.Embedded {
+		for _, embedding := range embeddings {
 			if err := tx.PutEmbedding(ctx, embedding); err != nil {
 				return err
 			}
@@ -122,42 +123,66 @@ func (in *Ingest) hold(ctx context.Context, tx *storage.Tx) error {
 	return in.Queue.Hold(ctx, tx.Pgx(), in.attempt.Job)
 }
 
-// embed makes sure of the bag, then computes the embedding.
-func (in *Ingest) embed(ctx context.Context, slide coverslip.Slide, budget coverslip.Budget) (coverslip.State, coverslip.Embedding, error) {
-	none := coverslip.Embedding{}
-	bag, err := in.bag(ctx, slide, budget)
+// embed makes sure of the bag, then computes the embeddings: by the mean, which every slide gets, and by the
+// aggregator that the job asks for.
+func (in *Ingest) embed(ctx context.Context, slide coverslip.Slide, job queue.Job) (coverslip.State, []coverslip.Embedding, error) {
+	asked, err := in.aggregator(ctx, job.Aggregator)
+	if err != nil {
+		return "", nil, err
+	}
+	bag, err := in.bag(ctx, slide, job.Budget)
 	if there, err := found(err); err != nil {
-		return "", none, err
+		return "", nil, err
 	} else if !there {
-		if bag, err = in.makeBag(ctx, slide, budget); err != nil {
-			return "", none, err
+		if bag, err = in.makeBag(ctx, slide, job.Budget); err != nil {
+			return "", nil, err
 		}
 	}
 	if bag.Tiles == 0 {
-		return coverslip.NoTissue, none, nil
+		return coverslip.NoTissue, nil, nil
 	}
 	file, err := in.Blobs.Open(ctx, BagBlob(bag.Key))
 	if err != nil {
-		return "", none, err
+		return "", nil, err
 	}
 	defer file.Close()
 	clock := in.stopwatch(ctx)
-	vector, err := in.aggregate(ctx, file, file.Size())
-	if err != nil {
-		return "", none, coverslip.At(slide.Name, err)
+	aggregators := []slidessl.Aggregator{slidessl.Mean{}}
+	if asked.Model().Name != aggregators[0].Model().Name {
+		aggregators = append(aggregators, asked)
+	}
+	var embeddings []coverslip.Embedding
+	for _, a := range aggregators {
+		vector, err := aggregate(ctx, a, file, file.Size())
+		if err != nil {
+			return "", nil, coverslip.At(slide.Name, err)
+		}
+		embeddings = append(embeddings, coverslip.Embedding{Slide: slide.ID, Bag: bag.Key, Encoder: in.Model.Name, Aggregator: a.Model().Name, Vector: vector})
 	}
 	clock.lap("aggregate")
-	return coverslip.Embedded, coverslip.Embedding{Slide: slide.ID, Bag: bag.Key,
-		Encoder: in.Model.Name, Aggregator: in.Aggregator.Model().Name, Vector: vector}, nil
+	return coverslip.Embedded, embeddings, nil
+}
+
+// aggregator is the one a job asks for by name.
+func (in *Ingest) aggregator(ctx context.Context, name string) (slidessl.Aggregator, error) {
+	switch {
+	case name == "" || name == in.Aggregator.Model().Name:
+		return in.Aggregator, nil
+	case name == (slidessl.Mean{}).Model().Name:
+		return slidessl.Mean{}, nil
+	case in.FindAggregator == nil:
+		return nil, &coverslip.Error{Kind: coverslip.Unsupported, Op: "embed", Path: "aggregator " + name, Err: errors.New("this worker knows the mean alone"), Hint: "start a worker of this version: coverslip work"}
+	}
+	return in.FindAggregator(ctx, name)
 }
 
 // aggregate is the pure part of an embedding: a bag file in, the vector out.
-func (in *Ingest) aggregate(ctx context.Context, file io.ReaderAt, size int64) ([]float32, error) {
+func aggregate(ctx context.Context, a slidessl.Aggregator, file io.ReaderAt, size int64) ([]float32, error) {
 	bag, err := bagfile.Open(file, size)
 	if err != nil {
 		return nil, err
 	}
-	return in.Aggregator.Embed(ctx, bag)
+	return a.Embed(ctx, bag)
 }
 
 // Vector is the embedding of a slide that is not registered and leaves no trace: what its bytes at
@@ -228,7 +253,7 @@ func (in *Ingest) vector(ctx context.Context, row coverslip.Slide, files []strin
 	if err != nil {
 		return nil, diskError("read the bag back", spool.Name(), err)
 	}
-	v, err := in.aggregate(ctx, spool, size)
+	v, err := aggregate(ctx, in.Aggregator, spool, size)
 	return v, coverslip.At(row.Name, err)
 }
 

@@ -70,7 +70,7 @@ func (in *Ingest) Import(ctx context.Context, im Import) (Imported, error) {
 	out.Bag.Timings = []coverslip.StageTime{{Stage: "import", Seconds: time.Since(started).Seconds()}}
 	var vector []float32
 	if bag.Len() > 0 {
-		if vector, err = in.aggregate(ctx, spool, out.Bag.Bytes); err != nil {
+		if vector, err = aggregate(ctx, in.Aggregator, spool, out.Bag.Bytes); err != nil {
 			return out, coverslip.At(im.File, err)
 		}
 	}

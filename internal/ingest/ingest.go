@@ -41,16 +41,18 @@ type Ingest struct {
 	DB         *storage.DB
 	Queue      Queue
 	Blobs      blob.Store
-	Encoder    encoder.Encoder // nil in a process that only registers slides
-	Model      coverslip.Model // of the encoder
-	Aggregator slidessl.Aggregator
-	Plan       coverslip.PlanParams // MPPOfSlide is each slide's own; Budget is of the jobs it adds
-	Mask       tissue.Params
-	Spool      string // a folder for files on their way: uploads, bags
-	Workers    int    // tiles encoded at once; 0 is one per core
-	Checkpoint int    // tiles after which what is encoded is kept in case this process dies; 0 is 512
-	Log        *slog.Logger
-	Meter      *Meter // nil counts nothing
+	Encoder    encoder.Encoder     // nil in a process that only registers slides
+	Model      coverslip.Model     // of the encoder
+	Aggregator slidessl.Aggregator // of the jobs it adds, beside the mean, which every slide gets
+	// FindAggregator, where it is set, finds another that a job asks for.
+	FindAggregator func(ctx context.Context, name string) (slidessl.Aggregator, error)
+	Plan           coverslip.PlanParams // MPPOfSlide is each slide's own; Budget is of the jobs it adds
+	Mask           tissue.Params
+	Spool          string // a folder for files on their way: uploads, bags
+	Workers        int    // tiles encoded at once; 0 is one per core
+	Checkpoint     int    // tiles after which what is encoded is kept in case this process dies; 0 is 512
+	Log            *slog.Logger
+	Meter          *Meter // nil counts nothing
 
 	// Progress, if set, is told how many of a slide's tiles are encoded. It is called from the
 	// goroutine that encodes the slide and must return soon.
