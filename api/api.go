@@ -43,6 +43,7 @@ type Config struct {
 
 	Cohorts    Cohorts                // nil leaves its routes out
 	Jobs       Jobs                   // nil leaves its routes out
+	Runs       Runs                   // nil leaves its routes out
 	Stopping   <-chan struct{}        // closed when the server stops: streams of events end
 	Presigner  Presigner              // nil where slides are kept in a folder
 	Gate       Gate                   // nil: nobody is asked, for a server that only this machine reaches
@@ -125,7 +126,7 @@ func New(cfg Config) (http.Handler, error) {
 
 	router := chi.NewRouter()
 	s := &server{cfg: cfg, metrics: m}
-	router.Use(observe(cfg.Log, m), sameOrigin, wellFormedQuery, admit(cfg.Gate), limitRate(cfg.Rate), audit(s), repeats(s), middleware.GetHead)
+	router.Use(observe(cfg.Log, m), sameOrigin, wellFormedQuery, admit(cfg.Gate), limitRate(cfg.Rate), audit(s), repeats(s), conditional, middleware.GetHead)
 	router.NotFound(noRoute)
 	router.MethodNotAllowed(wrongMethod(router))
 	s.api = humachi.New(router, contract())
@@ -142,6 +143,9 @@ func New(cfg Config) (http.Handler, error) {
 	}
 	if cfg.Jobs != nil {
 		s.jobRoutes()
+	}
+	if cfg.Runs != nil {
+		s.runRoutes()
 	}
 	s.healthRoutes()
 	s.metricsRoute(router)

@@ -37,6 +37,7 @@ type site struct {
 	contract *openapi3.T
 	router   routers.Router
 	seen     map[string]bool // "GET /v1/slides 200"
+	again    bool            // what is read is asked for again, by its ETag
 }
 
 func newSite(t *testing.T, edit ...func(*api.Config)) *site {
@@ -46,7 +47,7 @@ func newSite(t *testing.T, edit ...func(*api.Config)) *site {
 		Resumable: s.memory, Registrar: s.memory, Embedder: s.memory, Presigner: s.memory,
 		Log: slog.New(slog.NewJSONHandler(s.log, nil))}
 	board := &board{m: s.memory, progress: coverslip.Progress{Cohort: "brca", States: map[coverslip.State]int{coverslip.Embedded: 3}}}
-	cfg.Cohorts, cfg.Jobs = board, board
+	cfg.Cohorts, cfg.Jobs, cfg.Runs = board, board, s.memory
 	for _, e := range edit {
 		e(&cfg)
 	}
@@ -165,6 +166,14 @@ func (s *site) want(status int, method, target string, body io.Reader, header ..
 	if err := openapi3filter.ValidateResponse(context.Background(), in); err != nil {
 		s.t.Errorf("%s %s: the answer breaks the contract: %v", method, target, err)
 	}
+	if tag := a.Header.Get("ETag"); s.again && status == http.StatusOK && method == http.MethodGet && tag != "" {
+		if same := s.want(http.StatusNotModified, method, target, nil, append(header, "If-None-Match", tag)...); len(same.body) > 0 || same.Header.Get("ETag") != tag {
+			s.t.Errorf("%s %s again: %d bytes, ETag %q after %q", method, target, len(same.body), same.Header.Get("ETag"), tag)
+		}
+		if other := s.raw(method, target, nil, append(header, "If-None-Match", `"another"`)...); other.StatusCode != http.StatusOK {
+			s.t.Errorf("%s %s with another ETag: %s", method, target, other.Status)
+		}
+	}
 	return a
 }
 
@@ -207,6 +216,7 @@ var (
 // and fails when the contract promises one that nothing here has seen.
 func TestEveryAnswerOfTheContract(t *testing.T) {
 	s := newSite(t, func(c *api.Config) { c.MaxUpload = 1000 })
+	s.again = true
 	s.add(idA, coverslip.Embedded, 1, 0)
 	s.add(idB, coverslip.Embedded, 0, 1)
 	post := func() io.Reader { return strings.NewReader("a slide") }
@@ -263,6 +273,7 @@ func TestEveryAnswerOfTheContract(t *testing.T) {
 	s.wantKind(coverslip.TooLarge, 413, "GET", "/v1/slides/"+idA+"/dzi_files/9/0_0.jpeg", nil)
 	s.uploadAnswers(statuses)
 	s.cohortAnswers(statuses)
+	s.runAnswers(statuses)
 	s.searchAnswers(statuses)
 	s.fail = nil
 	for _, part := range []string{"", "/thumbnail", "/embedding", "/similar", "/dzi", "/dzi_files/9/0_0.jpeg"} {

@@ -381,3 +381,26 @@ func (m *memory) Register(ctx context.Context, place string, mppOfSlide float64)
 type writeFunc func([]byte) (int, error)
 
 func (f writeFunc) Write(p []byte) (int, error) { return f(p) }
+
+// A memory has one run.
+var runA = coverslip.Run{ID: strings.Repeat("3f", 32), Kind: coverslip.ProbeModel, Cohort: "brca", Label: "subtype", Classes: []string{"IDC", "ILC"},
+	Settings: []byte(`{"protocol":"kfold"}`), Methods: []coverslip.Method{{Name: "mean"}, {Name: "majority class", Baseline: true}}, Splits: "slide\tfold_0\n",
+	LeftOut: []coverslip.LeftOut{{Slide: "b.svs", Reason: "no embedding"}}, Created: time.Unix(1, 0).UTC()}
+
+func (m *memory) Runs(context.Context) ([]coverslip.Run, error) { return []coverslip.Run{runA}, m.fail }
+
+func (m *memory) RunByPrefix(_ context.Context, prefix string) (coverslip.Run, error) {
+	switch {
+	case m.fail != nil:
+		return coverslip.Run{}, m.fail
+	case prefix == "aaaaaa":
+		return coverslip.Run{}, &coverslip.Error{Kind: coverslip.Conflict, Op: "find the run", Err: errors.New("several begin so"), Hint: "give more digits"}
+	case !strings.HasPrefix(runA.ID, prefix):
+		return coverslip.Run{}, &coverslip.Error{Kind: coverslip.NotFound, Op: "find the run", Err: errors.New("none begins so"), Hint: "list them"}
+	}
+	return runA, nil
+}
+
+func (m *memory) Predictions(context.Context, string) ([]coverslip.Prediction, error) {
+	return []coverslip.Prediction{{Method: "mean", Split: "0", Slide: coverslip.SlideID(idA), Patient: "P", P: []float64{0.75, 0.25}}}, m.fail
+}

@@ -1,7 +1,7 @@
 package vector
 
-// step is how many values dot4 takes at a time. Vectors are padded with zeros to a multiple of it.
-const step = 8
+// step is how many values the products take at a time. Vectors are padded with zeros to a multiple of it.
+const step = 16
 
 // reference is the dot product of a and b, of equal length.
 func reference(a, b []float32) float32 {
@@ -14,14 +14,24 @@ func reference(a, b []float32) float32 {
 
 // dot4 is the dot product of q with each of four rows, all of one length that is a multiple of
 // step. Four at once, because each value of q is then loaded once for four products; two sums per
-// row, because a sum must wait for the one before it. A row gives the same bits in any place.
+// row, because a sum must wait for the one before it. A row gives the same bits in any place, on one
+// kind of processor.
 func dot4(q, a, b, c, d []float32) (sa, sb, sc, sd float32) {
 	n := len(q)
 	if n%step != 0 || len(a) != n || len(b) != n || len(c) != n || len(d) != n {
 		panic("vector: rows of different lengths, or not whole steps")
 	}
+	if wide && n > 0 {
+		return dot4wide(&q[0], &a[0], &b[0], &c[0], &d[0], n)
+	}
+	return dot4plain(q, a, b, c, d)
+}
+
+// dot4plain is dot4 on any processor.
+func dot4plain(q, a, b, c, d []float32) (sa, sb, sc, sd float32) {
+	const step = 8
 	var a0, a1, b0, b1, c0, c1, d0, d1 float32
-	for i := 0; i < n; i += step {
+	for i := 0; i < len(q); i += step {
 		// As arrays, so that bounds are checked once per step.
 		q, a, b, c, d := (*[step]float32)(q[i:]), (*[step]float32)(a[i:]), (*[step]float32)(b[i:]), (*[step]float32)(c[i:]), (*[step]float32)(d[i:])
 		u, v := q[0], q[1]

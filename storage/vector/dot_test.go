@@ -9,7 +9,7 @@ import (
 
 func TestDot4AgreesWithReference(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 0))
-	for _, n := range []int{0, 8, 16, 512, 1280, 4096} {
+	for _, n := range []int{0, 16, 48, 512, 1280, 4096} {
 		q := unit(rng, n)
 		var rows [4][]float32
 		for i := range rows {
@@ -21,6 +21,8 @@ func TestDot4AgreesWithReference(t *testing.T) {
 			// Rounding of n products and sums of unit vectors: n·2⁻²⁴ is far above what is seen.
 			if want := reference(q, rows[i]); math.Abs(float64(s-want)) > 1e-6 {
 				t.Errorf("n %d, row %d: %v, reference %v", n, i, s, want)
+			} else if plain, _, _, _ := dot4plain(q, rows[i], rows[i], rows[i], rows[i]); math.Abs(float64(plain-want)) > 1e-6 {
+				t.Errorf("n %d, row %d: %v plainly, reference %v", n, i, plain, want)
 			}
 			if a, b, c, d := dot4(q, rows[i], rows[i], rows[i], rows[i]); a != s || b != s || c != s || d != s {
 				t.Errorf("n %d, row %d: %v in its place, %v %v %v %v in others", n, i, s, a, b, c, d)
@@ -30,15 +32,21 @@ func TestDot4AgreesWithReference(t *testing.T) {
 }
 
 func TestDot4ByHand(t *testing.T) {
-	q := []float32{1, 2, 3, 4, 5, 6, 7, 8}
-	one, last, minus := []float32{1, 1, 1, 1, 1, 1, 1, 1}, []float32{0, 0, 0, 0, 0, 0, 0, 2}, []float32{1, -1, 1, -1, 1, -1, 1, -1}
-	if a, b, c, d := dot4(q, one, last, minus, q); a != 36 || b != 16 || c != -4 || d != 204 {
-		t.Errorf("%v %v %v %v", a, b, c, d)
+	q := []float32{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}
+	one, last, minus := make([]float32, 16), make([]float32, 16), make([]float32, 16)
+	for i := range one {
+		one[i], minus[i] = 1, float32(1-i%2*2)
+	}
+	last[15] = 2
+	for name, dot := range map[string]func(q, a, b, c, d []float32) (float32, float32, float32, float32){"wide": dot4, "plain": dot4plain} {
+		if a, b, c, d := dot(q, one, last, minus, q); a != 136 || b != 32 || c != -8 || d != 1496 {
+			t.Errorf("%s: %v %v %v %v", name, a, b, c, d)
+		}
 	}
 }
 
 func TestDot4RefusesOtherLengths(t *testing.T) {
-	for _, n := range [][2]int{{7, 7}, {8, 16}, {16, 8}} {
+	for _, n := range [][2]int{{7, 7}, {8, 8}, {16, 32}, {32, 16}} {
 		func() {
 			defer func() {
 				if recover() == nil {
@@ -64,6 +72,11 @@ func BenchmarkDot(b *testing.B) {
 	b.Run("dot4", func(b *testing.B) {
 		for b.Loop() {
 			dot4(q, r, r, r, r)
+		}
+	})
+	b.Run("dot4plain", func(b *testing.B) {
+		for b.Loop() {
+			dot4plain(q, r, r, r, r)
 		}
 	})
 }

@@ -172,6 +172,7 @@ func (x *Index) scan(best *top, q []float32, from, to int, row func(int) int, am
 		if len(best.hits) == best.k && similarity < best.hits[0].Similarity { // nearly all of them
 			return
 		}
+		similarity = min(1, max(-1, similarity)) // unit vectors are of length 1 but for rounding
 		if h := (Hit{x.ids[i], similarity}); best.wants(h) && (among.After == nil || compare(h, *among.After) > 0) && (among.Keep == nil || among.Keep(h.ID)) {
 			best.add(h)
 		}

@@ -1,0 +1,11 @@
+package vector
+
+import "golang.org/x/sys/cpu"
+
+// wide says that the processor multiplies eight values at once.
+var wide = cpu.X86.HasAVX2 && cpu.X86.HasFMA
+
+// dot4wide is dot4 by AVX2 and FMA; n is a positive multiple of step.
+//
+//go:noescape
+func dot4wide(q, a, b, c, d *float32, n int) (sa, sb, sc, sd float32)
