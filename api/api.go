@@ -44,6 +44,7 @@ type Config struct {
 	Cohorts    Cohorts                // nil leaves its routes out
 	Jobs       Jobs                   // nil leaves its routes out
 	Runs       Runs                   // nil leaves its routes out
+	Exporter   Exporter               // nil leaves its routes out
 	Stopping   <-chan struct{}        // closed when the server stops: streams of events end
 	Presigner  Presigner              // nil where slides are kept in a folder
 	Gate       Gate                   // nil: nobody is asked, for a server that only this machine reaches
@@ -146,6 +147,9 @@ func New(cfg Config) (http.Handler, error) {
 	}
 	if cfg.Runs != nil {
 		s.runRoutes()
+	}
+	if cfg.Exporter != nil {
+		s.exportRoutes()
 	}
 	s.healthRoutes()
 	s.metricsRoute(router)

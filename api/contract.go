@@ -153,6 +153,7 @@ var (
 			Plan: planView{MPP: 0.5, Size: 224, MinTissue: 0.25}, Timings: []timingView{{"encode", 2.1}, {"read", 0.4}}, Created: s.Changed}
 		return s
 	}()
+	exampleModel     = modelView{Kind: coverslip.EncoderModel, Name: "efficientnet-lite0", State: "ships", SHA256: strings.Repeat("0b", 32), Dim: 1280, TileSize: 224, TileMPP: 0.5, Licence: "Apache-2.0"}
 	exampleEmbedding = embeddingView{Slide: exampleSlide.ID, Bag: strings.Repeat("0a", 32), Encoder: "efficientnet-lite0", Aggregator: "mean",
 		Vector: []float32{0.6, -0.8}, Created: exampleTime.Add(4 * time.Second)}
 	exampleSimilar    = similarList{Slide: exampleSlide.ID, Neighbours: []neighbourView{{Slide: coverslip.SlideID(strings.Repeat("5b", 32)), Name: "CMU-2.svs", Similarity: 0.93}}}

@@ -7,6 +7,7 @@ similar slides of each and the cosines among those that were sent. Take what you
 """
 
 import base64
+import io
 import os
 import sys
 import time
@@ -88,6 +89,11 @@ class Coverslip:
         """[D] float32 of norm 1."""
         return np.asarray(self.get(f"/v1/slides/{slide}/embedding")["vector"], dtype=np.float32)
 
+    def embeddings(self, **where):
+        """All embeddings at once, as numpy arrays: slides [N], names [N], embeddings [N,D] float32. where: cohort, encoder, aggregator."""
+        with np.load(io.BytesIO(self.call("GET", "/v1/embeddings", params={"format": "npz", **where}).content)) as f:
+            return f["slides"], f["names"], f["embeddings"]
+
     def search(self, vectors, k=10, **more):
         """The k most similar slides of each row of vectors, [Q,D]; see where, exclude_patients, vote in docs/API.md."""
         body = {"queries": [{"vector": v.tolist()} for v in np.atleast_2d(vectors)], "k": k, **more}
@@ -113,6 +119,8 @@ def main(url, *paths):
         print(name, "is most like", ", ".join(f"{n['name']} ({n['similarity']:.3f})" for n in near))
     print("cosines:")
     print(np.array2string(x @ x.T, precision=3))
+    known, _, everything = server.embeddings()
+    print(len(known), "slides in all, as an array of", everything.shape)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ func TestPythonClient(t *testing.T) {
 	two := variants(t, bundled, 2)
 	out, err := exec.Command(python, append([]string{filepath.Join("..", "..", "docs", "client.py"), p.url}, two...)...).CombinedOutput()
 	text := string(out)
-	if err != nil || strings.Count(text, " is most like variant") != 2 || strings.Count(text, "(1.000)") != 4 || !strings.Contains(text, "[[1.") {
+	if err != nil || strings.Count(text, " is most like variant") != 2 || strings.Count(text, "(1.000)") != 4 || !strings.Contains(text, "[[1.") || !strings.Contains(text, "2 slides in all, as an array of (2, 1280)") {
 		t.Errorf("%v\n%s", err, text)
 	}
 	text = ""

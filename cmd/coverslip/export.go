@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"slices"
 
 	"coverslip"
+	"coverslip/api"
 	"coverslip/encoder"
 	"coverslip/internal/ingest"
 	"coverslip/slidessl"
@@ -73,31 +75,15 @@ func (c *exportCmd) Run(e *env) error {
 
 // table writes all embeddings into one file.
 func (c *exportCmd) table(e *env, p *platform) error {
-	t := &interop.Embeddings{}
-	for n, err := range p.DB.Embeddings(e, storage.EmbeddingFilter{Encoder: c.Encoder, Aggregator: c.Aggregator, Cohort: c.Cohort}) {
-		if err != nil {
-			return err
-		}
-		t.Slides, t.Names, t.Vectors, t.Dim = append(t.Slides, n.Slide), append(t.Names, n.Name), append(t.Vectors, n.Vector...), len(n.Vector)
+	t, err := p.table(e, storage.EmbeddingFilter{Encoder: c.Encoder, Aggregator: c.Aggregator, Cohort: c.Cohort})
+	if err != nil {
+		return err
 	}
 	if len(t.Slides) == 0 {
 		return c.nothing()
 	}
-	if c.Cohort != "" {
-		members, err := p.DB.Members(e, c.Cohort)
-		if err != nil {
-			return err
-		}
-		of := map[coverslip.SlideID]coverslip.Member{}
-		for _, m := range members {
-			of[m.Slide] = m
-		}
-		for _, id := range t.Slides {
-			t.Members = append(t.Members, of[id])
-		}
-	}
 	c.Out = cmp.Or(c.Out, "embeddings."+c.Format)
-	write := map[string]func(io.Writer) error{"npz": t.WriteNPZ, "csv": t.WriteCSV, "parquet": t.WriteParquet}[c.Format]
+	write := writerOf(t, c.Format)
 	if c.Out == "-" {
 		return write(e.out)
 	}
@@ -111,8 +97,81 @@ func (c *exportCmd) table(e *env, p *platform) error {
 	return nil
 }
 
-func (c *exportCmd) nothing() error {
-	return &coverslip.Error{Kind: coverslip.NotFound, Op: "export " + c.What, Err: fmt.Errorf("no slide has one under encoder %s and aggregator %s", c.Encoder, c.Aggregator), Hint: "coverslip slides shows where each stands"}
+func (c *exportCmd) nothing() error { return nothingUnder(c.What, c.Encoder, c.Aggregator) }
+
+func nothingUnder(what, encoder, aggregator string) error {
+	return &coverslip.Error{Kind: coverslip.NotFound, Op: "export " + what, Err: fmt.Errorf("no slide has one under encoder %s and aggregator %s", encoder, aggregator), Hint: "coverslip slides shows where each stands"}
+}
+
+// table reads embeddings, with the members of the cohort where one is named.
+func (p *platform) table(ctx context.Context, filter storage.EmbeddingFilter) (*interop.Embeddings, error) {
+	t := &interop.Embeddings{}
+	for n, err := range p.DB.Embeddings(ctx, filter) {
+		if err != nil {
+			return nil, err
+		}
+		t.Slides, t.Names, t.Vectors, t.Dim = append(t.Slides, n.Slide), append(t.Names, n.Name), append(t.Vectors, n.Vector...), len(n.Vector)
+	}
+	if filter.Cohort == "" || len(t.Slides) == 0 {
+		return t, nil
+	}
+	members, err := p.DB.Members(ctx, filter.Cohort)
+	if err != nil {
+		return nil, err
+	}
+	of := map[coverslip.SlideID]coverslip.Member{}
+	for _, m := range members {
+		of[m.Slide] = m
+	}
+	for _, id := range t.Slides {
+		t.Members = append(t.Members, of[id])
+	}
+	return t, nil
+}
+
+func writerOf(t *interop.Embeddings, format string) func(io.Writer) error {
+	return map[string]func(io.Writer) error{"npz": t.WriteNPZ, "csv": t.WriteCSV, "parquet": t.WriteParquet}[format]
+}
+
+// exporter serves what other programs take over whole.
+type exporter struct {
+	p  *platform
+	in *ingest.Ingest
+}
+
+// Models is api.Exporter's.
+func (x exporter) Models(ctx context.Context) ([]api.ModelInfo, error) {
+	lines, err := x.p.encoders(ctx)
+	if err != nil {
+		return nil, err
+	}
+	more, err := x.p.aggregators(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var all []api.ModelInfo
+	for _, l := range append(lines, more...) {
+		all = append(all, api.ModelInfo{Model: l.Model, State: l.State})
+	}
+	return all, nil
+}
+
+// Embeddings is api.Exporter's.
+func (x exporter) Embeddings(ctx context.Context, q api.ExportQuery) (func(io.Writer) error, error) {
+	if q.Cohort != "" {
+		if _, err := x.p.DB.Cohort(ctx, q.Cohort); err != nil {
+			return nil, err
+		}
+	}
+	f := storage.EmbeddingFilter{Encoder: cmp.Or(q.Encoder, x.in.Model.Name), Aggregator: cmp.Or(q.Aggregator, x.in.Aggregator.Model().Name), Cohort: q.Cohort}
+	t, err := x.p.table(ctx, f)
+	if err == nil && len(t.Slides) == 0 {
+		err = nothingUnder("embeddings", f.Encoder, f.Aggregator)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return writerOf(t, q.Format), nil
 }
 
 // exported is a file of one slide, as printed with --json.
