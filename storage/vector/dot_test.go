@@ -59,6 +59,43 @@ func TestDot4RefusesOtherLengths(t *testing.T) {
 	}
 }
 
+// Sums of integers are exact, and no product of rows is beyond what its code allows.
+func TestCodesBoundProducts(t *testing.T) {
+	rng := rand.New(rand.NewPCG(2, 0))
+	for _, n := range []int{16, 48, 512, 1280, mostCoded} {
+		for round := range 50 {
+			q := unit(rng, n)
+			if round%5 == 0 { // one value outweighs the others
+				clear(q)
+				q[rng.IntN(n)] = -1
+			}
+			ints := encodeQuery(q)
+			var rows [4][]float32
+			var coded [4][]int8
+			var codes [4]code
+			for i := range rows {
+				rows[i], coded[i] = unit(rng, n), make([]int8, n)
+				if i == 3 {
+					copy(rows[i], q)
+				}
+				codes[i] = encode(coded[i], rows[i])
+			}
+			var sums, plain [4]int32
+			sums[0], sums[1], sums[2], sums[3] = codes4(ints.values, coded[0], coded[1], coded[2], coded[3])
+			plain[0], plain[1], plain[2], plain[3] = codes4plain(ints.values, coded[0], coded[1], coded[2], coded[3])
+			if sums != plain {
+				t.Errorf("n %d: %v, plainly %v", n, sums, plain)
+			}
+			for i, sum := range sums {
+				s := reference(q, rows[i])
+				if most := ints.atMost(sum, codes[i]); s > most || most > s+2*(codes[i].slack+ints.slack) {
+					t.Errorf("n %d: the product is %v, at most %v by the codes", n, s, most)
+				}
+			}
+		}
+	}
+}
+
 func BenchmarkDot(b *testing.B) {
 	rng := rand.New(rand.NewPCG(1, 0))
 	q, r := unit(rng, 512), unit(rng, 512)

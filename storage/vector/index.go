@@ -27,6 +27,8 @@ type Index struct {
 	mu   sync.RWMutex
 	rows []float32      // [N,stride], zero beyond dim
 	ids  []string       // [N]
+	code []code         // [N]; nil where rows have none
+	ints []int8         // [N,stride], the rows' codes
 	row  map[string]int // of each id
 }
 
@@ -64,12 +66,18 @@ func (x *Index) Upsert(id string, v []float32) error {
 	defer x.mu.Unlock()
 	i, there := x.row[id]
 	if !there {
-		x.row[id] = len(x.ids)
+		i = len(x.ids)
+		x.row[id] = i
 		x.ids = append(x.ids, id)
 		x.rows = append(x.rows, unit...)
-		return nil
+		if x.coded() {
+			x.code, x.ints = append(x.code, code{}), append(x.ints, make([]int8, x.stride)...)
+		}
 	}
 	copy(x.at(i), unit)
+	if x.coded() {
+		x.code[i] = encode(x.intsAt(i), unit)
+	}
 	return nil
 }
 
@@ -88,7 +96,17 @@ func (x *Index) Remove(id string) {
 	delete(x.row, id)
 	x.ids[last] = ""
 	x.ids, x.rows = x.ids[:last], x.rows[:last*x.stride]
+	if x.coded() {
+		copy(x.intsAt(i), x.intsAt(last))
+		x.code[i] = x.code[last]
+		x.code, x.ints = x.code[:last], x.ints[:last*x.stride]
+	}
 }
+
+// coded reports whether rows have codes: where products of integers are fast, and fit.
+func (x *Index) coded() bool { return wide && x.stride <= mostCoded }
+
+func (x *Index) intsAt(i int) []int8 { return x.ints[i*x.stride : (i+1)*x.stride] }
 
 func (x *Index) at(i int) []float32 { return x.rows[i*x.stride : (i+1)*x.stride] }
 
@@ -134,6 +152,10 @@ func (x *Index) Find(ctx context.Context, q []float32, k int, among Among) ([]Hi
 		slices.Sort(some) // as they lie in memory
 		rows, n = func(i int) int { return some[i] }, len(some)
 	}
+	var ints queryCode
+	if x.coded() {
+		ints = encodeQuery(unit)
+	}
 	blocks := (n + block - 1) / block
 	best := make([]top, max(1, min(runtime.GOMAXPROCS(0), blocks)))
 	var next atomic.Int64
@@ -146,7 +168,7 @@ func (x *Index) Find(ctx context.Context, q []float32, k int, among Among) ([]Hi
 				if b >= blocks {
 					return
 				}
-				x.scan(&best[w], unit, b*block, min((b+1)*block, n), rows, among)
+				x.scan(&best[w], unit, ints, b*block, min((b+1)*block, n), rows, among)
 			}
 		})
 	}
@@ -167,7 +189,7 @@ func (x *Index) Find(ctx context.Context, q []float32, k int, among Among) ([]Hi
 const block = 1024
 
 // scan offers the rows from up to to of those that row names.
-func (x *Index) scan(best *top, q []float32, from, to int, row func(int) int, among Among) {
+func (x *Index) scan(best *top, q []float32, ints queryCode, from, to int, row func(int) int, among Among) {
 	offer := func(i int, similarity float32) {
 		if len(best.hits) == best.k && similarity < best.hits[0].Similarity { // nearly all of them
 			return
@@ -180,6 +202,13 @@ func (x *Index) scan(best *top, q []float32, from, to int, row func(int) int, am
 	i := from
 	for ; i+4 <= to; i += 4 {
 		a, b, c, d := row(i), row(i+1), row(i+2), row(i+3)
+		if ints.values != nil && len(best.hits) == best.k { // who is not among the best by its code is not read
+			s0, s1, s2, s3 := codes4(ints.values, x.intsAt(a), x.intsAt(b), x.intsAt(c), x.intsAt(d))
+			least := best.hits[0].Similarity
+			if ints.atMost(s0, x.code[a]) < least && ints.atMost(s1, x.code[b]) < least && ints.atMost(s2, x.code[c]) < least && ints.atMost(s3, x.code[d]) < least {
+				continue
+			}
+		}
 		s0, s1, s2, s3 := dot4(q, x.at(a), x.at(b), x.at(c), x.at(d))
 		offer(a, s0)
 		offer(b, s1)
