@@ -318,13 +318,39 @@ func (in *Ingest) publish(ctx context.Context, bag coverslip.Bag, spool *os.File
 	if err := in.write(ctx, func(*storage.Tx) error { return nil }); err != nil {
 		return bag, err
 	}
-	if err := in.Blobs.Put(ctx, BagBlob(bag.Key), spool, size); err != nil {
+	if err := in.putBag(ctx, bag.Key, spool, size); err != nil {
 		return bag, err
 	}
 	bag.Bytes = size
 	clock.lap("publish")
 	bag.Timings = append(bag.Timings, clock.times...)
 	return bag, in.write(ctx, func(tx *storage.Tx) error { return tx.PutBag(ctx, bag) })
+}
+
+// putBag keeps a bag's file. One that is there has equal bytes, by its key: who is first wins, where the store
+// can tell.
+func (in *Ingest) putBag(ctx context.Context, key string, spool *os.File, size int64) error {
+	store, ok := in.Blobs.(interface {
+		Create(ctx context.Context, key string, file *os.File, size int64) error
+	})
+	if !ok {
+		return in.Blobs.Put(ctx, BagBlob(key), spool, size)
+	}
+	err := store.Create(ctx, BagBlob(key), spool, size)
+	switch coverslip.KindOf(err) {
+	case coverslip.Conflict:
+		there, err := in.Blobs.Stat(ctx, BagBlob(key))
+		if err == nil && there.Size == size || err != nil && coverslip.KindOf(err) != coverslip.NotFound {
+			return err
+		}
+	case coverslip.Unsupported:
+	default:
+		return err
+	}
+	if _, err := spool.Seek(0, io.SeekStart); err != nil {
+		return diskError("read the bag back", spool.Name(), err)
+	}
+	return in.Blobs.Put(ctx, BagBlob(key), spool, size)
 }
 
 // Local gives paths to the slide's files. A blob in a folder has one; any other is copied first. The

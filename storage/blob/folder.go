@@ -85,6 +85,39 @@ func (f *Folder) Put(ctx context.Context, key string, src io.Reader, size int64)
 	return folderError(op, f.path(key), err)
 }
 
+// Create is PutFile of a blob that is not there yet: of several writers the first one wins, and for the others
+// it is a Conflict.
+func (f *Folder) Create(ctx context.Context, key string, file *os.File, size int64) (err error) {
+	const op = "create blob"
+	defer f.took("put", time.Now(), &err)
+	if err := CheckKey(key); err != nil {
+		return err
+	}
+	temp := path.Join(unfinished, rand.Text())
+	defer f.root.Remove(temp) //nolint:errcheck // should this fail, a later sweep does it
+	in := &source{ctx: ctx, src: io.NewSectionReader(file, 0, size), size: size}
+	if err = f.write(temp, in); err == nil {
+		err = f.link(temp, key)
+	}
+	if in.err != nil {
+		err = in.err
+	}
+	if err != nil {
+		return folderError(op, f.path(key), err)
+	}
+	return nil
+}
+
+// Copy gives a blob's content a second key, as Put would.
+func (f *Folder) Copy(ctx context.Context, from, to string) error {
+	src, err := f.Open(ctx, from)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	return f.Put(ctx, to, io.NewSectionReader(src, 0, src.Size()), src.Size())
+}
+
 // write fills a new file and makes its content durable.
 func (f *Folder) write(name string, src io.Reader) error {
 	file, err := f.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o640)
@@ -130,9 +163,24 @@ func (f *Folder) PutFile(ctx context.Context, key string, file *os.File, size in
 // publish moves a finished file to its key and makes the new name durable, together with the
 // folders made for it.
 func (f *Folder) publish(temp, key string) error {
+	return f.name(key, func() error { return f.root.Rename(temp, key) })
+}
+
+// link is publish where nothing has the key; the temporary name stays.
+func (f *Folder) link(temp, key string) error {
+	return f.name(key, func() error {
+		err := f.root.Link(temp, key)
+		if errors.Is(err, fs.ErrExist) {
+			return &coverslip.Error{Kind: coverslip.Conflict, Op: "create blob", Err: errors.New("it is there already"), Hint: "read it, or replace it"}
+		}
+		return err
+	})
+}
+
+func (f *Folder) name(key string, do func() error) error {
 	err := f.root.MkdirAll(path.Dir(key), 0o750)
 	if err == nil {
-		err = f.root.Rename(temp, key)
+		err = do()
 	}
 	if err != nil {
 		return inTheWay(err)

@@ -34,6 +34,7 @@ type Parts struct {
 	s    *S3
 	key  string
 	id   string
+	opts minio.PutObjectOptions // of Complete
 	mu   sync.Mutex
 	sent map[int]minio.CompletePart
 }
@@ -98,7 +99,7 @@ func (p *Parts) Complete(ctx context.Context) error {
 		parts = append(parts, part)
 	}
 	p.mu.Unlock()
-	_, err := p.s.core.CompleteMultipartUpload(ctx, p.s.bucket, p.s.prefix+p.key, p.id, parts, minio.PutObjectOptions{})
+	_, err := p.s.core.CompleteMultipartUpload(ctx, p.s.bucket, p.s.prefix+p.key, p.id, parts, p.opts)
 	switch resp := minio.ToErrorResponse(err); {
 	case err == nil:
 		return nil
@@ -128,23 +129,42 @@ func (p *Parts) URL(ctx context.Context, n int, lasts time.Duration) (*url.URL, 
 
 // PutFile is Put of the first size bytes of a file, which must not change meanwhile. Memory does not grow
 // with it: what is sent is read from the file, again where a request is repeated.
-func (s *S3) PutFile(ctx context.Context, key string, file *os.File, size int64) (err error) {
+func (s *S3) PutFile(ctx context.Context, key string, file *os.File, size int64) error {
+	return s.putFile(ctx, key, file, size, minio.PutObjectOptions{})
+}
+
+// Create is PutFile of a blob that is not there yet: of several writers the first one wins, and for the others
+// it is a Conflict. The server decides (If-None-Match: *); one that cannot is Unsupported.
+func (s *S3) Create(ctx context.Context, key string, file *os.File, size int64) error {
+	opts := minio.PutObjectOptions{}
+	opts.SetMatchETagExcept("*")
+	err := s.putFile(ctx, key, file, size, opts)
+	var e *coverslip.Error
+	if errors.As(err, &e) && minio.ToErrorResponse(e.Err).StatusCode == http.StatusNotImplemented {
+		return &coverslip.Error{Kind: coverslip.Unsupported, Op: "create blob", Path: s.address(key), Err: err, Hint: "this S3 server knows no conditional writes"}
+	}
+	return err
+}
+
+func (s *S3) putFile(ctx context.Context, key string, file *os.File, size int64, opts minio.PutObjectOptions) (err error) {
 	defer s.took("put", time.Now(), &err)
 	if err := CheckKey(key); err != nil {
 		return err
 	}
 	if size <= partSize {
+		opts.DisableContentSha256 = true
 		sum, err := sumOf(file, 0, size)
 		if err != nil {
 			return coverslip.At(s.address(key), err)
 		}
-		_, err = s.core.PutObject(ctx, s.bucket, s.prefix+key, io.NewSectionReader(file, 0, size), size, "", sum, minio.PutObjectOptions{DisableContentSha256: true})
+		_, err = s.core.PutObject(ctx, s.bucket, s.prefix+key, io.NewSectionReader(file, 0, size), size, "", sum, opts)
 		return s.fail(ctx, "write blob", key, err)
 	}
 	parts, err := s.Begin(ctx, key)
 	if err != nil {
 		return err
 	}
+	parts.opts = opts
 	group, sending := errgroup.WithContext(ctx)
 	group.SetLimit(partsAtOnce)
 	for n := int64(0); n*partSize < size; n++ {

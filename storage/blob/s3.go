@@ -132,6 +132,16 @@ func (s *S3) Put(ctx context.Context, key string, src io.Reader, size int64) (er
 	return s.fail(ctx, "write blob", key, err)
 }
 
+// Copy gives a blob's content a second key, without its bytes passing through this machine.
+func (s *S3) Copy(ctx context.Context, from, to string) error {
+	const op = "copy blob"
+	if err := errors.Join(CheckKey(from), CheckKey(to)); err != nil {
+		return err
+	}
+	_, err := s.core.ComposeObject(ctx, minio.CopyDestOptions{Bucket: s.bucket, Object: s.prefix + to}, minio.CopySrcOptions{Bucket: s.bucket, Object: s.prefix + from})
+	return s.fail(ctx, op, from, err)
+}
+
 // Open implements Store. A bucket keeps no old versions: when the blob is replaced, ReadAt fails with
 // kind Conflict.
 func (s *S3) Open(ctx context.Context, key string) (_ Blob, err error) {

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -26,6 +27,8 @@ type Store interface {
 	blob.Store
 	Sweep(ctx context.Context, before time.Time) error
 	PutFile(ctx context.Context, key string, file *os.File, size int64) error
+	Create(ctx context.Context, key string, file *os.File, size int64) error
+	Copy(ctx context.Context, from, to string) error
 }
 
 // Run runs the suite. open gives an empty store of the test's own.
@@ -49,6 +52,9 @@ func Run(t *testing.T, open func(t *testing.T) Store) {
 		"ReadersSeeWholeOrNothing": readers,
 		"SweepKeepsBlobs":          sweep,
 		"FilesAreTakenWhole":       files,
+		"OneOfSixteenCreates":      creators,
+		"CreateLeavesOld":          createLeavesOld,
+		"CopiesAreWhole":           copies,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, open(t)) })
 	}
@@ -348,6 +354,82 @@ func writers(t *testing.T, s Store) {
 		t.Errorf("listed %q", keys)
 	}
 	nothingUnfinished(t, s)
+}
+
+// creators race for keys, also with blobs of more than one part: one has it, the others a Conflict.
+func creators(t *testing.T, s Store) {
+	for name, size := range map[string]int{"small": 1000, "large": 17 << 20} {
+		var wg sync.WaitGroup
+		var lost atomic.Int64
+		many := byte(16)
+		winners := make(chan byte, many)
+		if size > 1<<20 {
+			many = 3
+		}
+		for i := range many {
+			wg.Go(func() {
+				switch err := s.Create(t.Context(), name, onDisk(t, stamped(i, size)), int64(size)); {
+				case err == nil:
+					winners <- i
+				case coverslip.KindOf(err) == coverslip.Conflict:
+					lost.Add(1)
+				default:
+					t.Errorf("%s, writer %d: %v", name, i, err)
+				}
+			})
+		}
+		wg.Wait()
+		if len(winners) != 1 || lost.Load() != int64(many)-1 {
+			t.Fatalf("%s: %d created it, for %d it was there", name, len(winners), lost.Load())
+		}
+		if got := get(t, s, name); !bytes.Equal(got, stamped(<-winners, size)) {
+			t.Errorf("%s: it is not what the winner sent", name)
+		}
+	}
+	nothingUnfinished(t, s)
+}
+
+// onDisk is a file of that content.
+func onDisk(t *testing.T, data []byte) *os.File {
+	t.Helper()
+	f, err := os.CreateTemp(t.TempDir(), "")
+	if err == nil {
+		_, err = f.Write(data)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = f.Close() })
+	return f
+}
+
+func createLeavesOld(t *testing.T, s Store) {
+	put(t, s, "a/k", []byte("old"), 3)
+	wantKind(t, "Create", s.Create(t.Context(), "a/k", onDisk(t, []byte("new")), 3), coverslip.Conflict)
+	wantKind(t, "Create of a bad key", s.Create(t.Context(), "../k", onDisk(t, []byte("new")), 3), coverslip.Invalid)
+	wantKind(t, "Create from a cut source", s.Create(t.Context(), "b", onDisk(t, []byte("new")), 4), coverslip.Invalid)
+	if got := get(t, s, "a/k"); string(got) != "old" {
+		t.Errorf("now holds %q", got)
+	}
+	if keys := list(t, s, ""); len(keys) != 1 {
+		t.Errorf("listed %q", keys)
+	}
+	nothingUnfinished(t, s)
+}
+
+func copies(t *testing.T, s Store) {
+	for _, size := range []int{0, 1000, 17 << 20} {
+		want := content(9, size)
+		put(t, s, "from", want, int64(size))
+		if err := s.Copy(t.Context(), "from", "a/to"); err != nil {
+			t.Fatal(err)
+		}
+		if got := get(t, s, "a/to"); !bytes.Equal(got, want) || !bytes.Equal(get(t, s, "from"), want) {
+			t.Errorf("of %d bytes %d were copied", size, len(got))
+		}
+	}
+	wantKind(t, "Copy of nothing", s.Copy(t.Context(), "nothing", "to"), coverslip.NotFound)
+	wantKind(t, "Copy to a bad key", s.Copy(t.Context(), "from", "../to"), coverslip.Invalid)
 }
 
 func readers(t *testing.T, s Store) {
