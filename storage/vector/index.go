@@ -29,6 +29,8 @@ type Index struct {
 	ids  []string       // [N]
 	code []code         // [N]; nil where rows have none
 	ints []int8         // [N,stride], the rows' codes
+	mean []float32      // [stride], that they are from
+	last int            // how many rows it was the mean of
 	row  map[string]int // of each id
 }
 
@@ -43,7 +45,8 @@ func New(dim int) *Index {
 	if dim < 1 {
 		panic("vector: dimension below 1")
 	}
-	return &Index{dim: dim, stride: (dim + step - 1) / step * step, row: map[string]int{}}
+	stride := (dim + step - 1) / step * step
+	return &Index{dim: dim, stride: stride, row: map[string]int{}, mean: make([]float32, stride)}
 }
 
 // Len is the number of vectors.
@@ -76,7 +79,10 @@ func (x *Index) Upsert(id string, v []float32) error {
 	}
 	copy(x.at(i), unit)
 	if x.coded() {
-		x.code[i] = encode(x.intsAt(i), unit)
+		x.code[i] = encode(x.intsAt(i), unit, x.mean)
+		if len(x.ids) >= 2*x.last+64 {
+			x.recode()
+		}
 	}
 	return nil
 }
@@ -101,6 +107,23 @@ func (x *Index) Remove(id string) {
 		x.code[i] = x.code[last]
 		x.code, x.ints = x.code[:last], x.ints[:last*x.stride]
 	}
+}
+
+// recode takes codes from the mean of the rows there are now. It is called whenever they have doubled.
+func (x *Index) recode() {
+	sum := make([]float64, x.stride)
+	for i := range x.ids {
+		for j, v := range x.at(i) {
+			sum[j] += float64(v)
+		}
+	}
+	for j, s := range sum {
+		x.mean[j] = float32(s / float64(len(x.ids)))
+	}
+	for i := range x.ids {
+		x.code[i] = encode(x.intsAt(i), x.at(i), x.mean)
+	}
+	x.last = len(x.ids)
 }
 
 // coded reports whether rows have codes: where products of integers are fast, and fit.
@@ -154,7 +177,7 @@ func (x *Index) Find(ctx context.Context, q []float32, k int, among Among) ([]Hi
 	}
 	var ints queryCode
 	if x.coded() {
-		ints = encodeQuery(unit)
+		ints = encodeQuery(unit, x.mean)
 	}
 	blocks := (n + block - 1) / block
 	best := make([]top, max(1, min(runtime.GOMAXPROCS(0), blocks)))
