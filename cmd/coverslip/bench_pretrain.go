@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 
 	"coverslip"
 	"coverslip/internal/nn"
@@ -18,7 +19,8 @@ import (
 )
 
 type benchPretrainCmd struct {
-	Runs int `default:"3" help:"Runs of each; medians are compared (${default})."`
+	Runs int      `default:"3" help:"Runs of each; medians are compared (${default})."`
+	Part []string `sep:"," enum:"steps,growth,loading" default:"steps,growth,loading" help:"What is measured (${default})."`
 }
 
 // Help is shown by coverslip bench pretrain --help.
@@ -101,15 +103,23 @@ func (c *benchPretrainCmd) Run(e *env) error {
 	nn.SetWorkers(1)
 	defer nn.SetWorkers(runtime.GOMAXPROCS(0))
 	e.say("matrices by %s\n", nn.BLAS())
-	for _, tiles := range []int{5, 64} {
-		if err := c.steps(e, tiles); err != nil {
+	for _, part := range c.Part {
+		var err error
+		switch part {
+		case "steps":
+			if err = c.steps(e, 5); err == nil {
+				err = c.steps(e, 64)
+			}
+		case "growth":
+			err = c.growth(e)
+		case "loading":
+			err = c.loading(e)
+		}
+		if err != nil {
 			return err
 		}
 	}
-	if err := c.growth(e); err != nil {
-		return err
-	}
-	return c.loading(e)
+	return nil
 }
 
 func (c *benchPretrainCmd) steps(e *env, tiles int) error {
@@ -284,7 +294,7 @@ func (c *benchPretrainCmd) growth(e *env) error {
 			return err
 		}
 		if i == 99 || i == steps-1 {
-			runtime.GC()
+			debug.FreeOSMemory() // what was measured before this is not to be seen
 			now, err := resident("VmRSS:")
 			if err != nil {
 				return err
