@@ -265,19 +265,21 @@ func (c *benchFleetCmd) work(e *env, db *storage.DB, r *fleetRun, program func()
 				return err
 			}
 			show(p.Slides - p.Waiting())
-			var now int
-			if err := db.Pool().QueryRow(e, `select count(*) from pg_stat_activity where application_name = 'coverslip'`).Scan(&now); err != nil {
+			// A worker that is killed between a slide's result and the end of its job leaves the job to another.
+			var now, open int
+			if err := db.Pool().QueryRow(e, `select (select count(*) from pg_stat_activity where application_name = 'coverslip'),
+				(select count(*) from river_job where state <> 'completed' and not metadata ? 'continued_as')`).Scan(&now, &open); err != nil {
 				return err
 			}
 			r.connections = max(r.connections, now-1) // one is this look's
-			if p.Waiting() == 0 {
+			if p.Waiting()+open == 0 {
 				return nil
 			}
-			if p.Waiting() != last {
-				last, since = p.Waiting(), time.Now()
+			if p.Waiting()+open != last {
+				last, since = p.Waiting()+open, time.Now()
 			}
 			if time.Since(since) > 5*time.Minute {
-				return fmt.Errorf("%d slides wait and nothing has moved for five minutes: %+v", last, p.States)
+				return fmt.Errorf("%d slides and jobs wait and nothing has moved for five minutes: %+v", last, p.States)
 			}
 		}
 	}
