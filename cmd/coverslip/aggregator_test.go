@@ -18,7 +18,7 @@ import (
 // finds out when the file is changed.
 func TestAnAggregatorFromElsewhere(t *testing.T) {
 	onnxtest.Need(t)
-	data, dir := dataFolder(t), t.TempDir()
+	data, dir := database(t), t.TempDir()
 	milCohort(t, data, 72)
 	call := func(args ...string) (int, string, string) {
 		var out, errs strings.Builder
@@ -126,14 +126,10 @@ func trainedOnNumbers(t *testing.T, data, name string, dim int, plain bool) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &env{Context: t.Context(), out: os.Stdout, err: os.Stderr}
-	p, err := (&dataFlags{Data: data}).connect(e)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := connected(t, data)
 	defer p.Close()
 	card := slidessl.Card{Name: name, Reading: slidessl.Reading{Views: 10, View: settings.View, Seed: 1}, Data: slidessl.CardData{Encoder: "efficientnet-lite0"}}
-	if _, err := keepAggregator(e, p, trained, card, t.TempDir()); err != nil {
+	if _, err := keepAggregator(&env{Context: t.Context(), out: os.Stdout, err: os.Stderr}, p, trained, card, t.TempDir()); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -141,7 +137,7 @@ func trainedOnNumbers(t *testing.T, data, name string, dim int, plain bool) {
 // TestIngestEmbedsByAnAggregator encodes a slide once: by the mean first, then by one that was trained, which
 // takes no encoding, and which coverslip embed finds as it would make it.
 func TestIngestEmbedsByAnAggregator(t *testing.T) {
-	onnxtest.Need(t)
+	needsRuntime(t)
 	data := dataFolder(t)
 	slide := "../../testdata/CMU-1-Small-Region.svs"
 	ingested := func(args ...string) result {

@@ -14,14 +14,14 @@ import (
 func TestSimulatedTCGA(t *testing.T) {
 	needsRuntime(t)
 	t.Setenv(asProgram, "1") // of the processes it starts
-	slides, kill := 100, 2*time.Second
+	slides, kill, lease, weighed := 100, 2*time.Second, lease, 500
 	if os.Getenv("COVERSLIP_FULL") == "1" {
-		slides, kill = 12_000, 20*time.Second
+		slides, kill, lease, weighed = 12_000, 20*time.Second, 20*time.Second, 11_642
 	}
 	if n, err := strconv.Atoi(os.Getenv("COVERSLIP_TEST_SLIDES")); err == nil {
 		slides = n
 	}
-	code, out, stderr := coverslipRun(t, "bench", "fleet", "--json", "--slides", strconv.Itoa(slides), "--kill", kill.String())
+	code, out, stderr := coverslipRun(t, "bench", "fleet", "--json", "--slides", strconv.Itoa(slides), "--kill", kill.String(), "--lease", lease.String(), "--weighed", strconv.Itoa(weighed))
 	t.Log(out)
 	if code != 0 || strings.Contains(out, `"value":0,"unit":"workers"`) {
 		t.Errorf("exit %d, %s", code, stderr)

@@ -179,6 +179,15 @@ func TestFault5And6And11OfUploads(t *testing.T) {
 		}
 		return err
 	})
+	bomb := zipped(func(z *zip.Writer) error {
+		deflated := tilertest.DeflateBomb(300 << 20)
+		deflated = deflated[2 : len(deflated)-4] // without zlib's frame
+		w, err := z.CreateRaw(&zip.FileHeader{Name: "slide.svs", Method: zip.Deflate, CompressedSize64: uint64(len(deflated)), UncompressedSize64: 300 << 20})
+		if err == nil {
+			_, err = w.Write(deflated)
+		}
+		return err
+	})
 	const created, invalid, wrongType, tooLarge = http.StatusCreated, http.StatusUnprocessableEntity, http.StatusUnsupportedMediaType, http.StatusRequestEntityTooLarge
 	for _, c := range []struct {
 		name string
@@ -193,7 +202,7 @@ func TestFault5And6And11OfUploads(t *testing.T) {
 		{"tiff-and-zip.zip", append(tilertest.TIFF(0), holding("a.svs", whole)...), invalid},
 		{"slide.png", whole, created},
 		{"slide.zip", holding("folder/slide.svs", whole), created},
-		{"bomb.zip", holding("slide.svs", make([]byte, 300<<20)), tooLarge},
+		{"bomb.zip", bomb, tooLarge},
 		{"link.zip", link, invalid},
 		{"text.zip", holding("notes.txt", []byte("no slide")), wrongType},
 		{"claims.tif", tilertest.TIFF(0, tilertest.Tag{256, tilertest.Long, 1, 1 << 31}, tilertest.Tag{257, tilertest.Long, 1, 1 << 31}), invalid},

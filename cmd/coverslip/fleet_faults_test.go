@@ -20,15 +20,14 @@ import (
 	"coverslip/storage/blob"
 	"coverslip/storage/postgres"
 	"coverslip/storage/queue"
+	"coverslip/storage/storagetest"
 )
 
-// fleet is a Postgres and a folder of blobs, for workers in processes of their own.
+// fleet is a database and a folder of blobs, for workers in processes of their own.
 type fleet struct {
-	t      *testing.T
-	pg     string // Postgres' folder
-	server *postgres.Server
-	db     *storage.DB
-	blobs  string
+	t     *testing.T
+	db    *storage.DB
+	blobs string
 }
 
 // lease is how long workers of the tests wait for silent ones.
@@ -37,28 +36,21 @@ const lease = 4 * time.Second
 func newFleet(t *testing.T) *fleet {
 	t.Helper()
 	needsRuntime(t)
-	f := &fleet{t: t, pg: dataFolder(t), blobs: t.TempDir()}
-	f.start()
-	t.Cleanup(func() { _ = f.server.Stop() })
-	t.Setenv("DATABASE_URL", f.server.URL())
+	return fleetOn(t, storagetest.URL(t))
+}
+
+// fleetOn is a fleet on a migrated database.
+func fleetOn(t *testing.T, url string) *fleet {
+	t.Helper()
+	f := &fleet{t: t, blobs: t.TempDir()}
+	t.Setenv("DATABASE_URL", url)
 	t.Setenv("BLOB_URL", f.blobs)
-	if code, _, stderr := coverslipRun(t, "migrate"); code != 0 {
-		t.Fatal(stderr)
-	}
 	var err error
-	if f.db, err = storage.Open(t.Context(), f.server.URL()); err != nil {
+	if f.db, err = storage.Open(t.Context(), url); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(f.db.Close)
 	return f
-}
-
-func (f *fleet) start() {
-	f.t.Helper()
-	var err error
-	if f.server, err = postgres.Start(f.t.Context(), f.pg); err != nil {
-		f.t.Fatal(err)
-	}
 }
 
 // worker starts one more process that works.
@@ -256,7 +248,14 @@ func TestFault20KilledBetweenBlobAndRow(t *testing.T) {
 }
 
 func TestFault21PostgresAwayUnderWorkers(t *testing.T) {
-	f := newFleet(t)
+	needsRuntime(t)
+	pg := dataFolder(t)
+	server, err := postgres.Start(t.Context(), pg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = server.Stop() })
+	f := fleetOn(t, server.URL())
 	pause := 2 * lease
 	if os.Getenv("COVERSLIP_FULL") == "1" {
 		pause = 30 * time.Second
@@ -276,14 +275,16 @@ func TestFault21PostgresAwayUnderWorkers(t *testing.T) {
 		}
 	}
 	reach(5)
-	resume := f.freeze()
+	resume := freeze(t, pg)
 	time.Sleep(pause) // this is what is tested
 	resume()
 	reach(8)
-	if err := f.server.Stop(); err != nil {
+	if err := server.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	f.start()
+	if server, err = postgres.Start(t.Context(), pg); err != nil {
+		t.Fatal(err)
+	}
 	f.db.Pool().Reset()
 	for _, id := range ids {
 		f.state(id, coverslip.Embedded)
@@ -311,17 +312,17 @@ func TestFault21PostgresAwayUnderWorkers(t *testing.T) {
 	}
 }
 
-// freeze stops every process of Postgres.
-func (f *fleet) freeze() (resume func()) {
-	f.t.Helper()
-	raw, err := os.ReadFile(filepath.Join(f.pg, "data", "postmaster.pid"))
+// freeze stops every process of the Postgres in a folder.
+func freeze(t *testing.T, pg string) (resume func()) {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join(pg, "data", "postmaster.pid"))
 	if err != nil {
-		f.t.Fatal(err)
+		t.Fatal(err)
 	}
 	first, _, _ := strings.Cut(string(raw), "\n")
 	master, err := strconv.Atoi(first)
 	if err != nil {
-		f.t.Fatal(err)
+		t.Fatal(err)
 	}
 	var stopped []int
 	stop := func(pid int) {
@@ -332,7 +333,7 @@ func (f *fleet) freeze() (resume func()) {
 	stop(master) // it makes no more of them
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
-		f.t.Fatal(err)
+		t.Fatal(err)
 	}
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
@@ -349,7 +350,7 @@ func (f *fleet) freeze() (resume func()) {
 		}
 	}
 	if len(stopped) < 3 {
-		f.t.Fatalf("only %d processes of Postgres were found", len(stopped))
+		t.Fatalf("only %d processes of Postgres were found", len(stopped))
 	}
 	resume = func() {
 		for _, pid := range stopped {
@@ -357,7 +358,7 @@ func (f *fleet) freeze() (resume func()) {
 		}
 		stopped = nil
 	}
-	f.t.Cleanup(resume)
+	t.Cleanup(resume)
 	return resume
 }
 

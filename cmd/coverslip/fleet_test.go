@@ -11,7 +11,7 @@ import (
 
 	"coverslip"
 	"coverslip/storage/blob/s3test"
-	"coverslip/storage/postgres"
+	"coverslip/storage/storagetest"
 	"coverslip/tiler/openslide/openslidetest"
 )
 
@@ -21,12 +21,7 @@ func TestFleet(t *testing.T) {
 	needsRuntime(t)
 	openslidetest.Need(t)
 	blobs := s3test.Start(t)
-	server, err := postgres.Start(t.Context(), dataFolder(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = server.Stop() })
-	t.Setenv("DATABASE_URL", server.URL())
+	t.Setenv("DATABASE_URL", storagetest.Empty(t))
 	t.Setenv("BLOB_URL", blobs)
 
 	if code, _, stderr := coverslipRun(t, "serve", "--addr", "127.0.0.1:0", "--data", t.TempDir()); code != 1 || !strings.Contains(stderr, "coverslip migrate") {

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"strings"
 	"testing"
 
@@ -15,14 +14,10 @@ import (
 // usualCohort makes slides whose mean embeddings lie around one.
 func usualCohort(t *testing.T, data, cohort, encoder string, around []float32, n int) {
 	t.Helper()
-	e := &env{Context: t.Context(), out: os.Stdout, err: os.Stderr}
-	p, err := (&dataFlags{Data: data}).connect(e)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := connected(t, data)
 	defer p.Close()
 	rng := rand.New(rand.NewPCG(5, 6))
-	err = p.DB.InTx(t.Context(), func(tx *storage.Tx) error {
+	err := p.DB.InTx(t.Context(), func(tx *storage.Tx) error {
 		for i := range n {
 			id := coverslip.SlideID(fmt.Sprintf("%x%063x", cohort[0]%16, i+1))
 			if _, _, err := tx.Register(t.Context(), coverslip.Slide{ID: id, Name: fmt.Sprintf("%s-%d.svs", cohort, i), Location: "/nowhere/" + string(id), State: coverslip.Embedded}); err != nil {
@@ -57,11 +52,7 @@ func TestAGateKeepsStrangeSlidesOut(t *testing.T) {
 	if code != exitDone {
 		t.Fatal(stderr)
 	}
-	e := &env{Context: t.Context(), out: os.Stdout, err: os.Stderr}
-	p, err := (&dataFlags{Data: data}).connect(e)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := connected(t, data)
 	slides, err := p.DB.Slides(t.Context(), storage.SlideFilter{})
 	if err != nil {
 		t.Fatal(err)

@@ -21,6 +21,7 @@ import (
 
 	"coverslip"
 	"coverslip/encoder/onnx/onnxtest"
+	"coverslip/storage/storagetest"
 	"coverslip/tiler/openslide"
 )
 
@@ -32,7 +33,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asProgram) != "" {
 		main()
 	}
-	os.Exit(m.Run())
+	os.Exit(storagetest.Main(m))
 }
 
 const bundled = "../../testdata/CMU-1-Small-Region.svs"
@@ -47,8 +48,8 @@ func shared(t *testing.T, parts ...string) string {
 	return path
 }
 
-// dataFolder is a folder a private Postgres can live in.
-func dataFolder(t *testing.T) string {
+// newFolder is where a data folder with a Postgres of its own can be made.
+func newFolder(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "coverslip-test-")
 	if err != nil {
@@ -61,14 +62,48 @@ func dataFolder(t *testing.T) string {
 	return filepath.Join(dir, "data")
 }
 
-// needsRuntime lets the program find ONNX Runtime, or skips.
-func needsRuntime(t *testing.T) {
+// dataFolder is a data folder that was used before: the first start, which takes seconds, is over.
+func dataFolder(t *testing.T) string {
 	t.Helper()
-	onnxtest.Need(t)
+	data := newFolder(t)
+	storagetest.Folder(t, data)
+	return data
+}
+
+// database gives the program a database on the server that all tests share, by the environment, and returns a
+// folder for the rest: no command has a Postgres to start.
+func database(t *testing.T) (data string) {
+	t.Helper()
+	unset(t)
+	t.Setenv("DATABASE_URL", storagetest.URL(t))
+	return t.TempDir()
+}
+
+// connected is what commands stand on there, or in a data folder, until close.
+func connected(t *testing.T, data string) *platform {
+	t.Helper()
+	e := &env{Context: t.Context(), out: os.Stdout, err: os.Stderr}
+	p, err := (&dataFlags{Data: data, DatabaseURL: os.Getenv("DATABASE_URL"), BlobURL: os.Getenv("BLOB_URL")}).connect(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// unset lets nothing but flags say where things are kept.
+func unset(t *testing.T) {
+	t.Helper()
 	for _, name := range []string{"DATABASE_URL", "BLOB_URL", "COVERSLIP_DATA"} {
 		t.Setenv(name, "")
 		_ = os.Unsetenv(name)
 	}
+}
+
+// needsRuntime lets the program find ONNX Runtime, or skips.
+func needsRuntime(t *testing.T) {
+	t.Helper()
+	onnxtest.Need(t)
+	unset(t)
 }
 
 // coverslipRun runs the program in this process.
@@ -234,7 +269,7 @@ func TestBadSlides(t *testing.T) {
 
 func TestIngest(t *testing.T) {
 	needsRuntime(t)
-	data := dataFolder(t)
+	data := newFolder(t)
 	ingest := func(args ...string) (int, []result, string) {
 		code, out, stderr := coverslipRun(t, append([]string{"ingest", "--wait", "--json", "--data", data}, args...)...)
 		return code, results(t, out), stderr
@@ -468,7 +503,7 @@ func TestFault19KilledTheEmbeddingIsTheSame(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), most)
 	defer cancel()
-	data := dataFolder(t)
+	data := newFolder(t)
 	p := up(t, data)
 
 	// Bytes behind the last directory change a slide's id and none of its pixels.

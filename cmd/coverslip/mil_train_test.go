@@ -21,16 +21,11 @@ import (
 // Slides beyond 60 are in a cohort of their own, new.
 func milCohort(t *testing.T, data string, n int) {
 	t.Helper()
-	e := &env{Context: t.Context(), out: os.Stdout, err: os.Stderr}
-	f := dataFlags{Data: data}
-	p, err := f.connect(e)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := connected(t, data)
 	defer p.Close()
 	const dim = 6
 	rng := rand.New(rand.NewPCG(3, 4))
-	err = p.DB.InTx(t.Context(), func(tx *storage.Tx) error {
+	err := p.DB.InTx(t.Context(), func(tx *storage.Tx) error {
 		for i := range n {
 			id := coverslip.SlideID(fmt.Sprintf("%064x", i+1))
 			name := fmt.Sprintf("slide %d.svs", i)
@@ -106,7 +101,7 @@ func milCohort(t *testing.T, data string, n int) {
 }
 
 func TestMILIsTrainedJudgedSavedAndApplied(t *testing.T) {
-	data, dir := dataFolder(t), t.TempDir()
+	data, dir := database(t), t.TempDir()
 	milCohort(t, data, 72)
 	file := filepath.Join(dir, "abmil.safetensors")
 	train := func(args ...string) (int, string, string) {

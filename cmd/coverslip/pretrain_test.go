@@ -22,12 +22,7 @@ import (
 // two views.
 func bagCohort(t *testing.T, data string, n int) {
 	t.Helper()
-	e := &env{Context: t.Context(), out: os.Stdout, err: os.Stderr}
-	f := dataFlags{Data: data, DatabaseURL: os.Getenv("DATABASE_URL"), BlobURL: os.Getenv("BLOB_URL")}
-	p, err := f.connect(e)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := connected(t, data)
 	defer p.Close()
 	const tiles, dim = 20, 12
 	for i := range n {
@@ -115,7 +110,7 @@ func trained(t *testing.T, data string, args ...string) string {
 }
 
 func TestPretrainEmbedProbe(t *testing.T) {
-	data := dataFolder(t)
+	data := database(t)
 	bagCohort(t, data, 24)
 	hash := trained(t, data, "--out", "first", "--epochs", "12", "--label", "kind")
 	t.Run("EqualSettingsGiveEqualFilesOnAnyNumberOfCores", func(t *testing.T) {
@@ -249,12 +244,7 @@ func embedResults(t *testing.T, data string, args ...string) (string, embedResul
 func embedded(t *testing.T, data, aggregator string) string {
 	t.Helper()
 	embedResults(t, data, "--aggregator", aggregator)
-	e := &env{Context: t.Context(), out: os.Stdout, err: os.Stderr}
-	f := dataFlags{Data: data}
-	p, err := f.connect(e)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := connected(t, data)
 	defer p.Close()
 	var b strings.Builder
 	for n, err := range p.DB.Embeddings(t.Context(), storage.EmbeddingFilter{Encoder: "tiny", Aggregator: aggregator}) {
@@ -268,7 +258,7 @@ func embedded(t *testing.T, data, aggregator string) string {
 }
 
 func TestFault29ANaNStopsTrainingAndNamesIt(t *testing.T) {
-	data := dataFolder(t)
+	data := database(t)
 	bagCohort(t, data, 10)
 	bags, err := filepath.Glob(filepath.Join(data, "blobs", "bags", "*01.safetensors"))
 	if err != nil || len(bags) != 10 {
@@ -290,7 +280,7 @@ func TestFault29ANaNStopsTrainingAndNamesIt(t *testing.T) {
 
 // TestPretrainOnACohortThatIsNotWhole takes a file of views away, and then gives a slide a bag of other features.
 func TestPretrainOnACohortThatIsNotWhole(t *testing.T) {
-	data := dataFolder(t)
+	data := database(t)
 	bagCohort(t, data, 10)
 	fails := func(says ...string) {
 		t.Helper()
@@ -311,11 +301,7 @@ func TestPretrainOnACohortThatIsNotWhole(t *testing.T) {
 	key := strings.TrimSuffix(filepath.Base(bags[3]), ".safetensors")
 	fails("s03aa.svs", "its file is gone from the store", "encode the slide again")
 
-	e := &env{Context: t.Context(), out: os.Stdout, err: os.Stderr}
-	p, err := (&dataFlags{Data: data}).connect(e)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := connected(t, data)
 	bag, err := p.DB.Bag(t.Context(), key)
 	if err == nil {
 		bag.Key, bag.Dim = strings.Repeat("f", 64), 7

@@ -17,15 +17,10 @@ import (
 // the label, sharp says much.
 func probeCohort(t *testing.T, data string, n int, change func(i int, m *coverslip.Member)) {
 	t.Helper()
-	e := &env{Context: t.Context(), out: os.Stdout, err: os.Stderr}
-	f := dataFlags{Data: data}
-	p, err := f.connect(e)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := connected(t, data)
 	defer p.Close()
 	rng := rand.New(rand.NewPCG(3, 4))
-	err = p.DB.InTx(t.Context(), func(tx *storage.Tx) error {
+	err := p.DB.InTx(t.Context(), func(tx *storage.Tx) error {
 		for i := range n {
 			id := coverslip.SlideID(fmt.Sprintf("%064x", i+1))
 			name := fmt.Sprintf("slide %d.svs", i)
@@ -100,7 +95,7 @@ func probeJSON(t *testing.T, args ...string) (r reportLine) {
 }
 
 func TestProbeShowsBaselinesAndIsKept(t *testing.T) {
-	data := dataFolder(t)
+	data := database(t)
 	probeCohort(t, data, 80, nil)
 	ask := []string{"probe", "--cohort", "some", "--label", "tumour type", "--encoder", "tiny", "--data", data}
 	r := probeJSON(t, append(ask, "--aggregator", "sharp")...)
@@ -170,7 +165,7 @@ func TestProbeShowsBaselinesAndIsKept(t *testing.T) {
 }
 
 func TestProbeProtocols(t *testing.T) {
-	data := dataFolder(t)
+	data := database(t)
 	probeCohort(t, data, 120, func(i int, m *coverslip.Member) {
 		m.Labels["grade"] = float64(i / 2 % 3)
 		m.Labels["days"], m.Labels["died"] = float64(1000-200*(i/2%2)-i), i%3 > 0
@@ -215,7 +210,7 @@ func TestProbeProtocols(t *testing.T) {
 }
 
 func TestProbeSaysWhatItLeavesOut(t *testing.T) {
-	data := dataFolder(t)
+	data := database(t)
 	probeCohort(t, data, 80, func(i int, m *coverslip.Member) {
 		switch i {
 		case 0:
@@ -274,7 +269,7 @@ func TestProbeSaysWhatItLeavesOut(t *testing.T) {
 }
 
 func TestProbeWithoutPatients(t *testing.T) {
-	data := dataFolder(t)
+	data := database(t)
 	probeCohort(t, data, 40, func(_ int, m *coverslip.Member) { m.Patient = "" })
 	ask := []string{"probe", "--cohort", "some", "--label", "tumour type", "--encoder", "tiny", "--data", data, "--bootstraps", "20"}
 	if code, _, stderr := coverslipRun(t, ask...); code != exitFailed || !strings.Contains(stderr, "40 of 40 slides have no patient") {

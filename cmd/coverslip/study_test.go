@@ -66,7 +66,7 @@ func figuresOf(t *testing.T, data, name string) string {
 }
 
 func TestStudyRunShowReport(t *testing.T) {
-	data := dataFolder(t)
+	data := database(t)
 	bagCohort(t, data, 24)
 	file := studyFile(t, tinyStudy)
 	done := ranStudy(t, file, "--data", data)
@@ -150,10 +150,13 @@ func TestStudyRunShowReport(t *testing.T) {
 }
 
 func TestAStudyKilledAtAnyPointGivesTheSameFigures(t *testing.T) {
-	whole, broken := dataFolder(t), dataFolder(t)
 	file := studyFile(t, tinyStudy)
+	whole := database(t)
 	bagCohort(t, whole, 16)
 	ranStudy(t, file, "--data", whole, "--jobs", "1")
+	want := figuresOf(t, whole, "tiny")
+
+	broken := database(t)
 	bagCohort(t, broken, 16)
 	stops := 0
 	for n := 0; ; n++ { // one, two or three stages further each time
@@ -170,13 +173,13 @@ func TestAStudyKilledAtAnyPointGivesTheSameFigures(t *testing.T) {
 	if stops < 3 {
 		t.Errorf("it was stopped %d times", stops)
 	}
-	if a, b := figuresOf(t, whole, "tiny"), figuresOf(t, broken, "tiny"); a != b {
+	if figuresOf(t, broken, "tiny") != want {
 		t.Error("figures differ")
 	}
 }
 
 func TestARunThatDivergesIsReportedAndTheOthersGoOn(t *testing.T) {
-	data := dataFolder(t)
+	data := database(t)
 	bagCohort(t, data, 16)
 	text := strings.Replace(tinyStudy, "{setting: aggregator, values: [mean, trained, untrained]}", "{setting: train.rate, values: [0.002, 1000]}", 1)
 	text = strings.Replace(text, "epochs: 3,", "epochs: 8, optimizer: sgd, objective: vicreg, warmup: 0,", 1)
@@ -198,7 +201,7 @@ func TestARunThatDivergesIsReportedAndTheOthersGoOn(t *testing.T) {
 }
 
 func TestStudiesThatCannotBeRun(t *testing.T) {
-	data := dataFolder(t)
+	data := database(t)
 	bagCohort(t, data, 4)
 	many := ""
 	for i := range 20 {
@@ -235,10 +238,7 @@ func TestStudiesThatCannotBeRun(t *testing.T) {
 }
 
 func TestADryRunNeedsNothing(t *testing.T) {
-	for _, name := range []string{"DATABASE_URL", "BLOB_URL", "COVERSLIP_DATA"} {
-		t.Setenv(name, "")
-		_ = os.Unsetenv(name)
-	}
+	unset(t)
 	files, err := filepath.Glob("../../docs/studies/*.yaml")
 	if err != nil || len(files) < 9 {
 		t.Fatal(files, err)
@@ -259,7 +259,7 @@ func TestADryRunNeedsNothing(t *testing.T) {
 // A study whose stages are made by workers in processes of their own, one of which is killed while it has one, comes to the
 // figures of one that was run alone.
 func TestAStudyOnAFleet(t *testing.T) {
-	alone := dataFolder(t)
+	alone := database(t)
 	file := studyFile(t, tinyStudy)
 	bagCohort(t, alone, 16)
 	ranStudy(t, file, "--data", alone)

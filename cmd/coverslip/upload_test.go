@@ -16,7 +16,6 @@ import (
 	"coverslip"
 	"coverslip/storage/blob"
 	"coverslip/storage/blob/s3test"
-	"coverslip/storage/postgres"
 )
 
 // badLine passes connections on to a server and cuts each after some bytes.
@@ -183,16 +182,8 @@ func TestUploadOfAFolder(t *testing.T) {
 func TestInPlaceAndStraightToTheBucket(t *testing.T) {
 	needsRuntime(t)
 	blobs := s3test.Start(t)
-	server, err := postgres.Start(t.Context(), dataFolder(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = server.Stop() })
-	t.Setenv("DATABASE_URL", server.URL())
+	database(t)
 	t.Setenv("BLOB_URL", blobs)
-	if code, _, stderr := coverslipRun(t, "migrate"); code != 0 {
-		t.Fatal(stderr)
-	}
 	whole, err := os.ReadFile(bundled)
 	if err != nil {
 		t.Fatal(err)

@@ -1,13 +1,16 @@
 // Package storagetest gives tests a real database: one private PostgreSQL a test binary, and a new
-// database in it for each test.
+// database in it for each test; or a folder to start a PostgreSQL of their own in.
 package storagetest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -17,58 +20,98 @@ import (
 	"coverslip/storage/postgres"
 )
 
-var (
-	server  *postgres.Server
-	missing error // why there is no server
-	count   atomic.Int64
-)
-
-// Main runs the tests of a binary with the server at hand, and stops it after. Call it from TestMain:
+// Main runs the tests of a binary and then stops the server, which starts when the first test asks for a
+// database. Call it from TestMain:
 //
 //	func TestMain(m *testing.M) { os.Exit(storagetest.Main(m)) }
 func Main(m *testing.M) int {
-	if _, missing = postgres.Find(); missing != nil {
-		return m.Run()
+	inMain = true
+	defer func() {
+		if server != nil {
+			_ = server.Stop()
+		}
+		_ = os.RemoveAll(dir)
+	}()
+	return m.Run()
+}
+
+var (
+	inMain  bool
+	dir     string // of the server, and of what folders are copied from
+	server  *postgres.Server
+	count   atomic.Int64
+	find    = sync.OnceValue(func() error { _, err := postgres.Find(); return err })
+	start   = sync.OnceValue(startServer)
+	prepare = sync.OnceValue(prepareFolder)
+)
+
+// need is what every test starts with.
+func need(t testing.TB, ready func() error) {
+	t.Helper()
+	if !inMain {
+		t.Fatal("nobody would stop the server: call storagetest.Main from TestMain")
 	}
-	dir, err := os.MkdirTemp("", "storagetest")
+	err := find()
+	switch {
+	case err != nil && os.Getenv("CI") != "true":
+		t.Skip(err)
+	case err == nil:
+		err = ready()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// prepareFolder makes the folder that all others are copies of.
+func prepareFolder() (err error) {
+	if dir, err = os.MkdirTemp("", "storagetest"); err != nil {
+		return err
+	}
+	if err := os.Chmod(dir, 0o711); err != nil { //nolint:gosec // as root, the server's user has to pass through
+		return err
+	}
+	ctx := context.Background()
+	s, err := postgres.Start(ctx, filepath.Join(dir, "folder"))
+	if err != nil {
+		return err
+	}
+	db, err := storage.Open(ctx, s.URL())
 	if err == nil {
-		defer func() { _ = os.RemoveAll(dir) }()
-		err = os.Chmod(dir, 0o711) //nolint:gosec // as root, the server's user has to pass through
+		_, err = db.Pool().Exec(ctx, "alter system set fsync = off") // what is in it goes with the tests
+		err = errors.Join(err, db.Migrate(ctx))
+		db.Close()
+	}
+	return errors.Join(err, s.Stop())
+}
+
+func startServer() error {
+	err := prepare()
+	if err == nil {
+		err = copyFolder(filepath.Join(dir, "pg"))
 	}
 	if err == nil {
 		server, err = postgres.Start(context.Background(), filepath.Join(dir, "pg"))
 	}
-	if err == nil {
-		defer func() { _ = server.Stop() }()
-		err = execute(context.Background(), "alter system set fsync = off") // what is in it goes with the test
-	}
-	if err == nil {
-		err = execute(context.Background(), "select pg_reload_conf()")
-	}
-	if err == nil {
-		err = makeTemplate()
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "storagetest:", err)
-		return 1
-	}
-	return m.Run()
+	return err
 }
 
-// template is a migrated database that the tests' are copies of: faster than to migrate each.
-const template = "template_coverslip"
+func copyFolder(to string) error {
+	if out, err := exec.Command("cp", "-a", filepath.Join(dir, "folder"), to).CombinedOutput(); err != nil { //nolint:gosec // folders of this test binary
+		return fmt.Errorf("copy the folder of PostgreSQL: %w: %s", err, out)
+	}
+	return nil
+}
 
-func makeTemplate() error {
-	ctx := context.Background()
-	if err := execute(ctx, "create database "+template); err != nil {
-		return err
+// Folder makes the folder of a private PostgreSQL at path, which is new, as its server leaves it: stopped, with
+// the program's tables and nothing in them. A server that starts there has no cluster to make first, which is
+// most of what a start in a new folder takes, and does not wait for the disk.
+func Folder(t testing.TB, path string) {
+	t.Helper()
+	need(t, prepare)
+	if err := copyFolder(path); err != nil {
+		t.Fatal(err)
 	}
-	db, err := storage.Open(ctx, address(template))
-	if err != nil {
-		return err
-	}
-	defer db.Close() // nobody may be connected to a template
-	return db.Migrate(ctx)
 }
 
 // New returns a migrated database with nothing in it, which goes when the test ends. Without
@@ -86,7 +129,7 @@ func New(t testing.TB) *storage.DB {
 // URL is New for those who connect by themselves.
 func URL(t testing.TB) string {
 	t.Helper()
-	return create(t, " template "+template)
+	return create(t, " template coverslip") // the server's own: a copy is made faster than a migration
 }
 
 // Empty returns the address of a database without any tables.
@@ -97,14 +140,7 @@ func Empty(t testing.TB) string {
 
 func create(t testing.TB, options string) string {
 	t.Helper()
-	switch {
-	case missing != nil && os.Getenv("CI") == "true":
-		t.Fatal(missing)
-	case missing != nil:
-		t.Skip(missing)
-	case server == nil:
-		t.Fatal("no server: call storagetest.Main from TestMain")
-	}
+	need(t, start)
 	name := fmt.Sprintf("test_%d", count.Add(1))
 	if err := execute(t.Context(), "create database "+name+options); err != nil {
 		t.Fatal(err)
@@ -127,7 +163,7 @@ func address(database string) string {
 }
 
 func execute(ctx context.Context, sql string) error {
-	conn, err := pgx.Connect(ctx, server.URL())
+	conn, err := pgx.Connect(ctx, address("postgres")) // not to the template, which has to be left alone
 	if err != nil {
 		return err
 	}
