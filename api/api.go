@@ -45,6 +45,7 @@ type Config struct {
 	Jobs       Jobs                   // nil leaves its routes out
 	Runs       Runs                   // nil leaves its routes out
 	Exporter   Exporter               // nil leaves its routes out
+	Tasks      Tasks                  // nil leaves its routes out
 	Stopping   <-chan struct{}        // closed when the server stops: streams of events end
 	Presigner  Presigner              // nil where slides are kept in a folder
 	Gate       Gate                   // nil: nobody is asked, for a server that only this machine reaches
@@ -151,13 +152,20 @@ func New(cfg Config) (http.Handler, error) {
 	if cfg.Exporter != nil {
 		s.exportRoutes()
 	}
+	onlyPosted := []string{"/v1/slides/register", uploadsPath + "/presigned"} // verbs, where ids would stand
+	if cfg.Tasks != nil {
+		s.taskRoutes()
+		for _, v := range cfg.Tasks.Verbs() {
+			onlyPosted = append(onlyPosted, "/v1/tasks/"+v.Name)
+		}
+	}
 	s.healthRoutes()
 	s.metricsRoute(router)
 	s.homeRoutes(router)
 	if err := pageRoutes(router); err != nil {
 		return nil, &coverslip.Error{Kind: coverslip.Internal, Op: "set up the pages", Err: err}
 	}
-	for _, path := range []string{"/v1/slides/register", uploadsPath + "/presigned"} { // verbs, where ids would stand
+	for _, path := range onlyPosted {
 		for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodPatch, http.MethodDelete} {
 			router.MethodFunc(method, path, onlyPost)
 		}

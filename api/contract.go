@@ -29,7 +29,7 @@ func contract() huma.Config {
 					"Every answer carries `X-Request-Id`, which finds the request in the server's log.",
 				License: &huma.License{Name: "Apache 2.0", Identifier: "Apache-2.0"},
 			},
-			Tags:       []*huma.Tag{{Name: "slides", Description: "Whole-slide images and what was computed from them"}, {Name: "uploads", Description: "Slides on their way in"}, {Name: "embeddings", Description: "Questions answered from slide embeddings"}, {Name: "cohorts", Description: "Named sets of slides with patient, site and labels"}, {Name: "runs", Description: "What was judged, with every prediction"}, {Name: "jobs", Description: "The work in the queues"}, {Name: "server", Description: "The server itself"}},
+			Tags:       []*huma.Tag{{Name: "slides", Description: "Whole-slide images and what was computed from them"}, {Name: "uploads", Description: "Slides on their way in"}, {Name: "embeddings", Description: "Questions answered from slide embeddings"}, {Name: "cohorts", Description: "Named sets of slides with patient, site and labels"}, {Name: "runs", Description: "What was judged, with every prediction"}, {Name: "jobs", Description: "The work in the queues"}, {Name: "tasks", Description: "Verbs of the command line that workers do: training, judging, studies, exports"}, {Name: "server", Description: "The server itself"}},
 			Components: &huma.Components{Schemas: huma.NewMapRegistry("#/components/schemas/", namer)},
 		},
 		Formats:                      map[string]huma.Format{"application/json": huma.DefaultJSONFormat, "json": huma.DefaultJSONFormat},

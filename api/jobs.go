@@ -34,10 +34,12 @@ type JobQuery struct {
 	Limit  int    // at most so many
 }
 
-// Job is one slide's work.
+// Job is one slide's work, or a stage of a study, or a task.
 type Job struct {
 	ID          int64
-	Slide       coverslip.SlideID
+	Slide       coverslip.SlideID // empty of stages and tasks
+	Study       string            // whose stage it is
+	Task        int64             // which task it is
 	Queue       string
 	Encoder     string
 	Priority    int
@@ -69,16 +71,18 @@ func (s *server) jobRoutes() {
 	register(s.api, op(http.MethodPost, "/v1/jobs/{job}/cancel", "cancel-job", "End a job", "At once if it waits, else when its worker notices."), exampleJob, find, s.cancelJob)
 	register(s.api, op(http.MethodPost, "/v1/jobs/retry", "retry-failed", "Run the jobs of failed slides again", "Those that failed in one way, or in any; of one cohort, or of all."), jobsView{2}, stumbles, s.retryFailed)
 	register(s.api, op(http.MethodPost, "/v1/jobs/cancel", "cancel-cohort", "End the jobs of a cohort", ""), jobsView{2}, stumbles, s.cancelAll)
-	register(s.api, op(http.MethodGet, "/v1/queues", "list-queues", "How the queues stand", "`embed` leads to embeddings, `views` to bags of augmented views."), exampleQueues, stumbles, s.listQueues)
+	register(s.api, op(http.MethodGet, "/v1/queues", "list-queues", "How the queues stand", "`embed` leads to embeddings, `views` to bags of augmented views; `study` has stages of studies, `task` the tasks of `/v1/tasks`."), exampleQueues, stumbles, s.listQueues)
 	register(s.api, op(http.MethodPost, "/v1/queues/{queue}/pause", "pause-queue", "Start no more jobs of a queue", "Jobs that run go on."), exampleQueues, stumbles, s.pauseQueue)
 	register(s.api, op(http.MethodPost, "/v1/queues/{queue}/resume", "resume-queue", "Start jobs of a queue again", ""), exampleQueues, stumbles, s.resumeQueue)
 }
 
 type jobView struct {
 	ID          int64             `json:"id" doc:"The job's number"`
-	Slide       coverslip.SlideID `json:"slide" doc:"Whose work it is"`
-	Queue       string            `json:"queue" doc:"embed or views"`
-	Encoder     string            `json:"encoder" doc:"Under which encoder"`
+	Slide       coverslip.SlideID `json:"slide,omitempty" doc:"Whose work it is"`
+	Study       string            `json:"study,omitempty" doc:"Instead of a slide: the study whose stage it is"`
+	Task        int64             `json:"task,omitempty" doc:"Instead of a slide: the number of the task it does"`
+	Queue       string            `json:"queue" doc:"Its queue" enum:"embed,views,study,task"`
+	Encoder     string            `json:"encoder" doc:"Under which encoder; empty of stages and tasks"`
 	Priority    int               `json:"priority" doc:"1 comes first, 4 last"`
 	State       string            `json:"state" doc:"Where it stands" enum:"available,pending,scheduled,running,retryable,completed,cancelled,discarded"`
 	Attempt     int               `json:"attempt" doc:"How often it was tried"`
@@ -160,7 +164,7 @@ func (s *server) cancelAll(ctx context.Context, in *cancelInput) (*jobsOutput, e
 }
 
 type queueView struct {
-	Queue   string `json:"queue" doc:"embed or views"`
+	Queue   string `json:"queue" doc:"Its name" enum:"embed,views,study,task"`
 	Paused  bool   `json:"paused" doc:"No job of it is started"`
 	Waiting int    `json:"waiting" doc:"Jobs that wait for a worker, or for their next attempt"`
 	Running int    `json:"running" doc:"Jobs that workers have"`
@@ -179,7 +183,7 @@ func (s *server) listQueues(ctx context.Context, _ *struct{}) (*queuesOutput, er
 
 // OneQueue is the name in the address of the routes below a queue.
 type OneQueue struct {
-	Name string `path:"queue" doc:"The queue's name" enum:"embed,views" example:"embed"`
+	Name string `path:"queue" doc:"The queue's name" enum:"embed,views,study,task" example:"embed"`
 }
 
 func (s *server) pauseQueue(ctx context.Context, in *OneQueue) (*queuesOutput, error) {

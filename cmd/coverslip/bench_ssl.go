@@ -13,8 +13,11 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+
+	"golang.org/x/sync/errgroup"
 
 	"coverslip"
 	"coverslip/encoder"
@@ -487,28 +490,36 @@ func (c *benchSSLCmd) abmil(e *env, t *sslTask, seed int) ([]float64, error) {
 		bags[i] = &mil.Held{Name: t.cohort.Name(i), Rows: t.cohort.Rows(i), D: t.cohort.Dim()}
 		y[i] = s.Label
 	}
-	var out []float64
-	for _, n := range c.Labels {
-		// One draw, as each trains a network: seeds are draws of their own.
-		train, test := t.draw(n, rand.New(rand.NewPCG(uint64(seed), 0))) //nolint:gosec // small
-		config := mil.Defaults("gated")
-		config.Seed = uint64(seed) //nolint:gosec // small
-		m, _, err := mil.Train(e, bags, y, 2, train, nil, config, mil.TrainOptions{})
-		if err != nil {
-			return nil, err
-		}
-		var ty []int
-		var score []float64
-		for _, i := range test {
-			p, err := m.Predict(e, bags[i], false)
+	out := make([]float64, len(c.Labels))
+	nn.SetWorkers(1) // cores take trainings
+	defer nn.SetWorkers(runtime.GOMAXPROCS(0))
+	g, ctx := errgroup.WithContext(e)
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for k, n := range slices.Backward(c.Labels) { // the longest first: 0 is all
+		g.Go(func() error {
+			// One draw, as each trains a network: seeds are draws of their own.
+			train, test := t.draw(n, rand.New(rand.NewPCG(uint64(seed), 0))) //nolint:gosec // small
+			config := mil.Defaults("gated")
+			config.Seed = uint64(seed) //nolint:gosec // small
+			m, _, err := mil.Train(ctx, bags, y, 2, train, nil, config, mil.TrainOptions{})
 			if err != nil {
-				return nil, err
+				return err
 			}
-			ty, score = append(ty, y[i]), append(score, p.P[1])
-		}
-		out = append(out, metric.AUC(ty, score))
+			var ty []int
+			var score []float64
+			for _, i := range test {
+				p, err := m.Predict(ctx, bags[i], false)
+				if err != nil {
+					return err
+				}
+				ty, score = append(ty, y[i]), append(score, p.P[1])
+			}
+			out[k] = metric.AUC(ty, score)
+			return nil
+		})
 	}
-	return out, nil
+	err := g.Wait()
+	return out, err
 }
 
 // report prints the table, and with --json what the issue asks of it.

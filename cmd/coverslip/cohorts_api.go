@@ -70,8 +70,15 @@ func (c cohortsOf) Encode(ctx context.Context, name string, priority int) (queue
 type jobsOf struct{ *queue.Queue }
 
 func apiJob(s queue.Status, err error) (api.Job, error) {
-	return api.Job{ID: s.ID, Slide: s.Slide, Queue: s.Queue, Encoder: s.Encoder, Priority: s.Priority, State: s.State, Attempt: s.Attempt,
-		MaxAttempts: s.MaxAttempts, Created: s.Created, Scheduled: s.Scheduled, Finished: s.Finished, Error: s.Error}, err
+	j := api.Job{ID: s.ID, Slide: s.Slide, Queue: s.Queue, Encoder: s.Encoder, Priority: s.Priority, State: s.State, Attempt: s.Attempt,
+		MaxAttempts: s.MaxAttempts, Created: s.Created, Scheduled: s.Scheduled, Finished: s.Finished, Error: s.Error}
+	if s.Stage != nil {
+		j.Study = s.Stage.Study
+	}
+	if s.Task != nil {
+		j.Task = s.Task.ID
+	}
+	return j, err
 }
 
 func (j jobsOf) Jobs(ctx context.Context, q api.JobQuery) (out []api.Job, err error) {

@@ -60,11 +60,22 @@ func (c *jobsListCmd) Run(e *env) error {
 	})
 }
 
-const jobHeading = "job\tqueue\tpriority\tstate\tattempt\tage\tslide\terror"
+const jobHeading = "job\tqueue\tpriority\tstate\tattempt\tage\tof\terror"
 
 func jobRow(j queue.Status) string {
 	return fmt.Sprintf("%d\t%s\t%d\t%s\t%d of %d\t%s\t%s\t%s", j.ID, j.Queue, j.Priority, j.State, j.Attempt, j.MaxAttempts,
-		time.Since(j.Created).Round(time.Second), j.Slide.Short(), j.Error)
+		time.Since(j.Created).Round(time.Second), jobOf(j), j.Error)
+}
+
+// jobOf says what a job is about.
+func jobOf(j queue.Status) string {
+	switch {
+	case j.Stage != nil:
+		return "study " + j.Stage.Study
+	case j.Task != nil:
+		return fmt.Sprintf("task %d: %s", j.Task.ID, j.Task.Verb)
+	}
+	return j.Slide.Short()
 }
 
 type jobsStatusCmd struct{ dataFlags }
@@ -161,11 +172,11 @@ type jobsPauseCmd struct {
 }
 
 type queueFlag struct {
-	Queue string `enum:"all,embed,views" default:"all" help:"Which queue: embed, views, or all (${default})."`
+	Queue string `enum:"all,embed,views,study,task" default:"all" help:"Which queue: embed, views, study, task, or all (${default})."`
 }
 
 func (f queueFlag) each(do func(string) error) error {
-	for _, name := range []string{queue.Embeds, queue.Views} {
+	for _, name := range queue.Names {
 		if f.Queue == name || f.Queue == "all" {
 			if err := do(name); err != nil {
 				return err

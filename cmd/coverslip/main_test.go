@@ -451,6 +451,9 @@ func (p *program) call(ctx context.Context, method, path string, body io.Reader,
 		return err
 	}
 	req.Header.Set("Content-Type", "application/octet-stream")
+	if strings.HasPrefix(path, "/v1/tasks/") {
+		req.Header.Set("Content-Type", "application/json")
+	}
 	res, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return err
@@ -462,6 +465,9 @@ func (p *program) call(ctx context.Context, method, path string, body io.Reader,
 	}
 	if res.StatusCode >= 300 {
 		return fmt.Errorf("%s %s: %s: %s", method, path, res.Status, raw)
+	}
+	if into == nil {
+		return nil
 	}
 	return json.Unmarshal(raw, into)
 }

@@ -51,6 +51,7 @@ type platform struct {
 	Blobs blob.Store
 
 	dir    string
+	url    string           // of the database; empty is the private one of dir
 	blobs  string           // where Blobs are
 	server *postgres.Server // the private one, where this process runs it
 	joined bool             // another process runs it
@@ -70,7 +71,7 @@ func (f *dataFlags) connect(e *env) (*platform, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &platform{dir: dir, meters: newMeters()}
+	p := &platform{dir: dir, url: f.DatabaseURL, meters: newMeters()}
 	url := f.DatabaseURL
 	if url == "" {
 		if url, err = p.private(e, dir); err != nil {

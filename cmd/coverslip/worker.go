@@ -22,6 +22,7 @@ type workFlags struct {
 	Slides int           `default:"0" placeholder:"N" group:"Work" help:"Slides encoded at once; 0 is as many as fit memory and cores (${default})."`
 	Views  int           `default:"1" placeholder:"N" group:"Work" help:"Slides of which views are made at once; 0 leaves them to others (${default})."`
 	Stages int           `default:"1" placeholder:"N" group:"Work" help:"Stages of studies made at once; 0 leaves them to others (${default})."`
+	Tasks  int           `default:"1" placeholder:"N" group:"Work" help:"Tasks that were asked for over the API (/v1/tasks) done at once; 0 leaves them to others (${default})."`
 	Lease  time.Duration `default:"20s" group:"Work" help:"Take the slides of workers that were silent for so long; the same for the whole fleet (${default})."`
 	Grace  time.Duration `default:"20s" group:"Work" help:"When told to stop, finish the slides at hand for so long; then they go back to the queue (${default})."`
 }
@@ -95,7 +96,7 @@ func (p *platform) work(e *env, in *ingest.Ingest, flags workFlags) (stop func()
 	if views == 0 {
 		views = -1
 	}
-	q, err := queue.New(p.DB.Pool(), queue.Config{Embeds: slides, Views: views, Stages: flags.Stages, Work: w.work, Patience: flags.Lease, Logger: e.log})
+	q, err := queue.New(p.DB.Pool(), queue.Config{Embeds: slides, Views: views, Stages: flags.Stages, Tasks: flags.Tasks, Work: w.work, Patience: flags.Lease, Logger: e.log})
 	if err != nil {
 		return nil, err
 	}
@@ -108,7 +109,7 @@ func (p *platform) work(e *env, in *ingest.Ingest, flags workFlags) (stop func()
 			e.log.Info("going on where a process was stopped", "jobs", n)
 		}
 	}
-	in.Queue = q
+	in.Queue, w.queue = q, q
 	if err := q.Start(e); err != nil {
 		return nil, err
 	}
@@ -152,8 +153,9 @@ func (p *platform) sweepNowAndThen(e *env, in *ingest.Ingest) (stop func()) {
 
 // worker does jobs of any encoder there is.
 type worker struct {
-	e *env
-	p *platform
+	e     *env
+	p     *platform
+	queue *queue.Queue
 
 	mu      sync.RWMutex // read while a job runs, written while the encoder changes
 	in      *ingest.Ingest
@@ -186,6 +188,9 @@ func (w *worker) aggregator(ctx context.Context, name string) (slidessl.Aggregat
 func (w *worker) work(ctx context.Context, job queue.Job, attempt queue.Attempt) error {
 	if job.Stage != nil {
 		return w.stage(ctx, *job.Stage)
+	}
+	if job.Task != nil {
+		return w.task(ctx, *job.Task, attempt.Job)
 	}
 	for {
 		w.mu.RLock()

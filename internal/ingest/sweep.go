@@ -9,14 +9,15 @@ import (
 	"coverslip/storage/blob"
 )
 
-// SweepBlobs removes what processes that were killed left in the blob store: bags and uploaded slides
-// without a row, which nobody can see, and checkpoints of bags, all from before the given time. Whoever is
+// SweepBlobs removes what processes that were killed left in the blob store: bags, uploaded slides and
+// files of tasks without a row, which nobody can see, and checkpoints of bags, all from before the given time. Whoever is
 // between a blob and its row has until then. It returns how many it removed.
 func (in *Ingest) SweepBlobs(ctx context.Context, before time.Time) (removed int, err error) {
 	for prefix, known := range map[string]func(context.Context, []string) (map[string]bool, error){
 		"bags/":        in.DB.BagsAmong,
 		"checkpoints/": func(context.Context, []string) (map[string]bool, error) { return nil, nil },
 		"slides/":      in.DB.SlidesAmong,
+		"tasks/":       in.DB.TasksAmong,
 	} {
 		var old []blob.Info
 		sweep := func() error {

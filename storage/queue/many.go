@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -72,7 +74,7 @@ func (q *Queue) Depths(ctx context.Context) ([]Depth, error) {
 	rows, _ := q.pool.Query(ctx, `select n.name, coalesce((select paused_at is not null from river_queue r where r.name = n.name), false),
 			count(*) filter (where j.state <> 'running'), count(*) filter (where j.state = 'running')
 		from unnest($1::text[]) n(name) left join river_job j on j.queue = n.name and j.state in ('available', 'pending', 'retryable', 'scheduled', 'running')
-		group by n.name order by n.name`, []string{Embeds, Views}) // CollectRows returns the error
+		group by n.name order by n.name`, Names) // CollectRows returns the error
 	depths, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Depth])
 	return depths, pgerr.Wrap("look at the queues", err)
 }
@@ -88,8 +90,8 @@ func (q *Queue) Resume(ctx context.Context, name string) error {
 }
 
 func (q *Queue) control(ctx context.Context, op, name string, do func(pgx.Tx) error) error {
-	if name != Embeds && name != Views {
-		return &coverslip.Error{Kind: coverslip.NotFound, Op: op, Path: fmt.Sprintf("%.40q", name), Err: errors.New("there is no such queue"), Hint: "name " + Embeds + " or " + Views}
+	if !slices.Contains(Names, name) {
+		return &coverslip.Error{Kind: coverslip.NotFound, Op: op, Path: fmt.Sprintf("%.40q", name), Err: errors.New("there is no such queue"), Hint: "name one of " + strings.Join(Names, ", ")}
 	}
 	err := pgx.BeginFunc(ctx, q.pool, func(tx pgx.Tx) error {
 		// River knows a queue once somebody has worked on it.

@@ -42,6 +42,8 @@ type Job struct {
 	SkipBadTiles bool `json:"skip_bad_tiles,omitempty"`
 	// Stage asks for a stage of a study instead, and for no slide.
 	Stage *Stage `json:"stage,omitempty"`
+	// Task asks for a verb of the command line instead (storage.Task).
+	Task *Task `json:"task,omitempty"`
 
 	// Priority is 1 for what comes first to 4 for what comes last; 0 is Usual. It is no part of what makes
 	// a job the same as another.
@@ -56,6 +58,12 @@ type Stage struct {
 	Tiles string `json:"tiles,omitempty"` // folder of the cohorts that the study makes of tiles, the same for all workers
 }
 
+// Task is one that is kept.
+type Task struct {
+	ID   int64  `json:"id"`
+	Verb string `json:"verb"`
+}
+
 // Usual is the priority of what nobody gave one.
 const Usual = 2
 
@@ -63,8 +71,12 @@ const Usual = 2
 const (
 	Embeds = "embed" // jobs that end with an embedding
 	Views  = "views" // jobs that end with a bag of views
-	Stages = "study" // stages of studies; List and Depths, which are of slides, leave them out
+	Stages = "study" // stages of studies
+	Tasks  = "task"  // verbs of the command line that were asked for over the API
 )
+
+// Names are those of all queues.
+var Names = []string{Embeds, Views, Stages, Tasks}
 
 // Kind is River's name for the job; the triggers in migrations/00010 go by it too.
 func (Job) Kind() string { return "embed_slide" }
@@ -105,6 +117,17 @@ func (stageJob) InsertOpts() river.InsertOpts {
 	return opts
 }
 
+// taskJob is a Job with a Task.
+type taskJob Job
+
+func (taskJob) Kind() string { return "run_task" }
+
+func (taskJob) InsertOpts() river.InsertOpts {
+	opts := Job{}.InsertOpts()
+	opts.Queue = Tasks
+	return opts
+}
+
 // MaxAttempts is how often a job is tried before it is given up, after 3 s, 15 s, 75 s and 6 min:
 // long enough for a store or a database to come back.
 const MaxAttempts = 5
@@ -135,6 +158,7 @@ type Config struct {
 	Embeds  int           // jobs of that queue at once; 0 is 1, less is none
 	Views   int           // jobs of that queue at once; 0 is 1, less is none
 	Stages  int           // jobs of that queue at once; 0 is none, unlike the others
+	Tasks   int           // jobs of that queue at once; 0 is none
 	Timeout time.Duration // the longest a job may run; 0 is a day
 	// Patience is how long a worker may be silent before its jobs are taken away; 0 is DefaultPatience. It
 	// should be the same in all processes.
@@ -179,7 +203,7 @@ func New(pool *pgxpool.Pool, c Config) (*Queue, error) {
 	if c.Work != nil {
 		config.Workers = river.NewWorkers()
 		config.Queues = map[string]river.QueueConfig{}
-		for name, most := range map[string]int{Embeds: c.Embeds, Views: c.Views, Stages: cmp.Or(c.Stages, -1)} {
+		for name, most := range map[string]int{Embeds: c.Embeds, Views: c.Views, Stages: cmp.Or(c.Stages, -1), Tasks: cmp.Or(c.Tasks, -1)} {
 			if most >= 0 {
 				config.Queues[name] = river.QueueConfig{MaxWorkers: max(most, 1)}
 			}
@@ -192,6 +216,9 @@ func New(pool *pgxpool.Pool, c Config) (*Queue, error) {
 				return q.do(ctx, c.Work, job.JobRow, Job(job.Args))
 			})),
 			river.AddWorkerSafely(config.Workers, river.WorkFunc(func(ctx context.Context, job *river.Job[stageJob]) error {
+				return q.do(ctx, c.Work, job.JobRow, Job(job.Args))
+			})),
+			river.AddWorkerSafely(config.Workers, river.WorkFunc(func(ctx context.Context, job *river.Job[taskJob]) error {
 				return q.do(ctx, c.Work, job.JobRow, Job(job.Args))
 			})))
 		if err != nil {
@@ -272,6 +299,8 @@ func (q *Queue) Enqueue(ctx context.Context, tx pgx.Tx, jobs ...Job) ([]Enqueued
 			switch {
 			case job.Stage != nil:
 				args = stageJob(job)
+			case job.Task != nil:
+				args = taskJob(job)
 			case job.Views != nil:
 				args = viewsJob(job)
 			}
@@ -434,7 +463,7 @@ type Filter struct {
 // List returns jobs, the newest first. Jobs that ended well are kept for a day, others for a week.
 func (q *Queue) List(ctx context.Context, f Filter) ([]Status, error) {
 	const op = "list jobs"
-	params := river.NewJobListParams().Kinds(Job{}.Kind(), viewsJob{}.Kind()).OrderBy(river.JobListOrderByID, river.SortOrderDesc).
+	params := river.NewJobListParams().Kinds(Job{}.Kind(), viewsJob{}.Kind(), stageJob{}.Kind(), taskJob{}.Kind()).OrderBy(river.JobListOrderByID, river.SortOrderDesc).
 		First(min(cmp.Or(f.Limit, 100), 10_000)).
 		Where("not jsonb_exists(metadata, 'continued_as')") // of what goes on, only where it does
 	if len(f.States) > 0 {
