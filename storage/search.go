@@ -3,6 +3,7 @@ package storage
 import (
 	"context"
 	"iter"
+	"math"
 
 	"github.com/jackc/pgx/v5"
 
@@ -68,4 +69,48 @@ func (db *DB) FollowCohorts(ctx context.Context, changed func()) error {
 		}
 		return nil
 	})
+}
+
+// Extended makes pgvector ready in this database where the server has it, and says whether it is.
+func (db *DB) Extended(ctx context.Context) (bool, error) {
+	const op = "look for pgvector"
+	var available, there bool
+	err := db.pool.QueryRow(ctx, `select count(*) > 0, coalesce(bool_or(installed_version is not null), false) from pg_available_extensions where name = 'vector'`).Scan(&available, &there)
+	if err != nil || there || !available {
+		return there, pgerr.Wrap(op, err)
+	}
+	// It may be that only somebody else is allowed to; then there is none for us.
+	_, err = db.pool.Exec(ctx, `create extension if not exists vector`)
+	return err == nil, ctx.Err()
+}
+
+// NearestFilter picks embeddings that may be near. Zero fields pick all.
+type NearestFilter struct {
+	Slides []coverslip.SlideID // only of these; nil is all
+	After  *Near               // only what comes behind it
+	Limit  int                 // at most so many
+}
+
+// Near is a slide whose embedding is near.
+type Near struct {
+	Slide      coverslip.SlideID
+	Similarity float32 // cosine
+}
+
+// Nearest returns the slides whose embeddings under an encoder and an aggregator are most like v, the most
+// similar first and equals in the order of their ids: exactly, by a scan of all of them through pgvector
+// (DB.Extended). A v of another length than theirs is Invalid.
+func (q queries) Nearest(ctx context.Context, encoder, aggregator string, v []float32, f NearestFilter) ([]Near, error) {
+	const op = "search the database"
+	after := Near{Similarity: math.MaxFloat32}
+	if f.After != nil {
+		after = *f.After
+	}
+	rows, _ := q.q.Query(ctx, `select slide, similarity from (
+			select slide, least(1, greatest(-1, 1 - (vector::vector <=> $3::real[]::vector)))::real as similarity
+			from embeddings where encoder = $1 and aggregator = $2 and ($4::text[] is null or slide = any($4))) e
+		where similarity < $5 or similarity = $5 and slide > $6 order by similarity desc, slide limit $7`,
+		encoder, aggregator, v, f.Slides, after.Similarity, after.Slide, f.Limit) // CollectRows returns the error
+	near, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Near])
+	return near, pgerr.Wrap(op, err)
 }

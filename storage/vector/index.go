@@ -56,6 +56,25 @@ func (x *Index) Len() int {
 	return len(x.ids)
 }
 
+// Dim is the length of its vectors.
+func (x *Index) Dim() int { return x.dim }
+
+// Check refuses what Find would: a q that Upsert would refuse and a k below 1 are Invalid.
+func (x *Index) Check(q []float32, k int) error {
+	_, err := x.asked(q, k)
+	return err
+}
+
+// asked is the q of a search, of length 1.
+func (x *Index) asked(q []float32, k int) ([]float32, error) {
+	const op = "search"
+	unit, err := x.normalised(op, q)
+	if err == nil && k < 1 {
+		err = &coverslip.Error{Kind: coverslip.Invalid, Op: op, Err: fmt.Errorf("%d answers were asked for", k), Hint: "ask for 1 or more"}
+	}
+	return unit, err
+}
+
 // Upsert puts a copy of v, brought to L2 norm 1, under id, in place of what was there. A vector of
 // another length than the index holds, without a direction, or with values that are not finite is
 // Invalid.
@@ -154,12 +173,9 @@ type Among struct {
 // as the index does not change.
 func (x *Index) Find(ctx context.Context, q []float32, k int, among Among) ([]Hit, error) {
 	const op = "search"
-	unit, err := x.normalised(op, q)
+	unit, err := x.asked(q, k)
 	if err != nil {
 		return nil, err
-	}
-	if k < 1 {
-		return nil, &coverslip.Error{Kind: coverslip.Invalid, Op: op, Err: fmt.Errorf("%d answers were asked for", k), Hint: "ask for 1 or more"}
 	}
 	x.mu.RLock()
 	defer x.mu.RUnlock()
