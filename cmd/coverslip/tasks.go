@@ -504,7 +504,7 @@ func (t *tasks) keep(ctx context.Context, id int64, dir string) (files []storage
 			return err
 		}
 		name = filepath.ToSlash(name)
-		f, err := os.Open(path)
+		f, err := os.Open(path) //nolint:gosec // in a folder that this process made for the task
 		if err != nil {
 			return err
 		}
@@ -538,7 +538,7 @@ func (p *platform) runTask(ctx context.Context, args []string, tell func(line st
 	if err != nil {
 		return nil, "", &coverslip.Error{Kind: coverslip.Environment, Op: op, Err: err}
 	}
-	cmd := exec.CommandContext(ctx, self, args...)
+	cmd := exec.CommandContext(ctx, self, args...) //nolint:gosec // this program, with flags that were checked
 	cmd.Env = append(os.Environ(), "COVERSLIP_DATA="+p.dir, "BLOB_URL="+p.blobs, "DATABASE_URL="+p.url, "COVERSLIP_LOG_FORMAT=text")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true} // it does not outlive the worker
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
