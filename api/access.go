@@ -55,6 +55,7 @@ type Auditor interface {
 
 // AuditEntry is one write.
 type AuditEntry struct {
+	At        time.Time
 	Who       string // "" where nobody is asked
 	Action    string // method and route
 	Path      string
@@ -98,6 +99,9 @@ func open(path string) bool {
 
 // needs is what a request takes. Searching changes nothing.
 func needs(r *http.Request) Scope {
+	if administers(r.URL.Path) {
+		return Admin
+	}
 	if r.Method == http.MethodGet || r.Method == http.MethodHead || r.Method == http.MethodOptions || strings.HasPrefix(r.URL.Path, "/v1/embeddings/") {
 		return Read
 	}
@@ -179,7 +183,7 @@ func audit(s *server) func(http.Handler) http.Handler {
 			return next
 		}
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if needs(r) == Read {
+			if needs(r) == Read || r.Method == http.MethodGet || r.Method == http.MethodHead {
 				next.ServeHTTP(w, r)
 				return
 			}
@@ -200,7 +204,8 @@ func audit(s *server) func(http.Handler) http.Handler {
 // the same bytes are the same slide.
 const repeatable = 1 << 20
 
-// repeats answers a POST with the Idempotency-Key of an earlier one as that one was answered.
+// repeats answers a POST with the Idempotency-Key of an earlier one as that one was answered; but no answer with
+// a secret is kept.
 func repeats(s *server) func(http.Handler) http.Handler {
 	return func(next http.Handler) http.Handler {
 		if s.cfg.Repeats == nil {
@@ -208,7 +213,7 @@ func repeats(s *server) func(http.Handler) http.Handler {
 		}
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			key := r.Header.Get("Idempotency-Key")
-			if key == "" || r.Method != http.MethodPost || r.ContentLength < 0 || r.ContentLength > repeatable || r.Header.Get("Content-Type") == octets {
+			if key == "" || r.Method != http.MethodPost || r.URL.Path == keysPath || r.ContentLength < 0 || r.ContentLength > repeatable || r.Header.Get("Content-Type") == octets {
 				next.ServeHTTP(w, r)
 				return
 			}
@@ -282,6 +287,9 @@ func documentAccess(api huma.API, gate Gate) {
 				op.Security = []map[string][]string{{"bearer": {}}}
 			}
 			documentProblem(api, op, http.StatusUnauthorized, coverslip.Invalid, "No key, or one that is unknown, revoked or expired.")
+			if administers(path) {
+				documentProblem(api, op, http.StatusForbidden, coverslip.Invalid, "The key is not of scope admin.")
+			}
 			for _, p := range op.Responses {
 				if p.Headers == nil {
 					p.Headers = map[string]*huma.Param{}

@@ -26,6 +26,8 @@ func (d *doors) Identify(_ context.Context, key string) (api.Identity, error) {
 		return api.Identity{Name: "r", Scope: api.Read}, nil
 	case "writer":
 		return api.Identity{Name: "w", Scope: api.Write}, nil
+	case "admin":
+		return api.Identity{Name: "a", Scope: api.Admin}, nil
 	}
 	return api.Identity{}, missing("key")
 }
@@ -83,6 +85,13 @@ func TestNobodyGetsInWithoutAKey(t *testing.T) {
 				if method != http.MethodHead && (a.problem.Hint == "" || a.Header.Get("WWW-Authenticate") == "") {
 					t.Errorf("%s %s: %s", method, path, a.body)
 				}
+			}
+			if strings.HasPrefix(path, "/v1/keys") || path == "/v1/audit" {
+				s.want(403, method, target, nil, "Authorization", "Bearer writer")
+				if a := s.raw(method, target, nil, "Authorization", "Bearer admin"); a.StatusCode == 401 || a.StatusCode == 403 {
+					t.Errorf("%s %s refuses an admin: %s", method, path, a.body)
+				}
+				continue
 			}
 			if writes := method != "GET" && method != "HEAD" && !strings.HasPrefix(path, "/v1/embeddings/"); writes {
 				s.want(403, method, target, nil, "Authorization", "Bearer reader")

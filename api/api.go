@@ -46,6 +46,7 @@ type Config struct {
 	Runs       Runs                   // nil leaves its routes out
 	Exporter   Exporter               // nil leaves its routes out
 	Tasks      Tasks                  // nil leaves its routes out
+	Keys       Keys                   // nil leaves its routes out
 	Stopping   <-chan struct{}        // closed when the server stops: streams of events end
 	Presigner  Presigner              // nil where slides are kept in a folder
 	Gate       Gate                   // nil: nobody is asked, for a server that only this machine reaches
@@ -151,6 +152,9 @@ func New(cfg Config) (http.Handler, error) {
 	}
 	if cfg.Exporter != nil {
 		s.exportRoutes()
+	}
+	if cfg.Keys != nil {
+		s.keyRoutes()
 	}
 	onlyPosted := []string{"/v1/slides/register", uploadsPath + "/presigned"} // verbs, where ids would stand
 	if cfg.Tasks != nil {

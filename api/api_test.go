@@ -47,7 +47,7 @@ func newSite(t *testing.T, edit ...func(*api.Config)) *site {
 		Resumable: s.memory, Registrar: s.memory, Embedder: s.memory, Presigner: s.memory,
 		Log: slog.New(slog.NewJSONHandler(s.log, nil))}
 	board := &board{m: s.memory, progress: coverslip.Progress{Cohort: "brca", States: map[coverslip.State]int{coverslip.Embedded: 3}}}
-	cfg.Cohorts, cfg.Jobs, cfg.Runs, cfg.Exporter, cfg.Tasks = board, board, s.memory, s.memory, taskBoard{s.memory}
+	cfg.Cohorts, cfg.Jobs, cfg.Runs, cfg.Exporter, cfg.Tasks, cfg.Keys = board, board, s.memory, s.memory, taskBoard{s.memory}, keyRing{s.memory}
 	for _, e := range edit {
 		e(&cfg)
 	}
@@ -275,6 +275,7 @@ func TestEveryAnswerOfTheContract(t *testing.T) {
 	s.cohortAnswers(statuses)
 	s.runAnswers(statuses)
 	s.taskAnswers(statuses)
+	s.keyAnswers(statuses)
 	s.exportAnswers(statuses)
 	s.searchAnswers(statuses)
 	s.fail = nil

@@ -88,8 +88,8 @@ type TaskQuery struct {
 }
 
 const (
-	maxTaskSettings = 32 << 20 // bytes; settings may hold tables
-	maxTaskWait     = 60       // seconds
+	maxTaskSettings = 8 << 20 // bytes; settings may hold tables
+	maxTaskWait     = 60      // seconds
 )
 
 func (s *server) taskRoutes() {

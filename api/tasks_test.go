@@ -126,7 +126,7 @@ func (s *site) taskAnswers(statuses map[coverslip.Kind]int) {
 	for _, bad := range []string{`{}`, `{"cohort": "odd"}`, `{"cohort": 5}`, `{"cohort": "a", "by": "guess"}`, `{"cohort": "a", "cohorts": "b"}`, `{"cohort": "a", "splits": "/etc/passwd"}`, `{"cohort": "a", "few_shot": 3}`} {
 		ask(422, bad)
 	}
-	ask(413, `{"cohort": "a", "splits": {"text": "`+strings.Repeat("x", 33<<20)+`"}}`)
+	ask(413, `{"cohort": "a", "splits": {"text": "`+strings.Repeat("x", 9<<20)+`"}}`)
 }
 
 func TestTasksAreAskedForAndShown(t *testing.T) {

@@ -291,3 +291,36 @@ func (r repeats) Claim(ctx context.Context, who, key string, request [32]byte) (
 func (r repeats) Settle(ctx context.Context, who, key string, answer *api.Answer) error {
 	return r.db.SettleIdempotencyKey(ctx, who, key, (*storage.Settled)(answer))
 }
+
+// keysOf fills the API's door of that name.
+type keysOf struct{ db *storage.DB }
+
+func apiKey(k storage.APIKey) api.Key {
+	return api.Key{ID: k.ID, Name: k.Name, Scope: api.Scope(k.Scope), Created: k.Created.UTC(), Expires: k.Expires, Used: k.Used, Revoked: k.Revoked}
+}
+
+func (k keysOf) Keys(ctx context.Context) (out []api.Key, err error) {
+	all, err := k.db.APIKeys(ctx)
+	for _, one := range all {
+		out = append(out, apiKey(one))
+	}
+	return out, err
+}
+
+func (k keysOf) AddKey(ctx context.Context, name string, scope api.Scope, expires *time.Time) (api.Key, string, error) {
+	if expires != nil && expires.Before(time.Now()) {
+		return api.Key{}, "", &coverslip.Error{Kind: coverslip.Invalid, Op: "add the key", Path: "expires", Err: errors.New("it is over"), Hint: "give a time to come, or none"}
+	}
+	one, secret, err := k.db.AddAPIKey(ctx, name, string(scope), expires)
+	return apiKey(one), secret, err
+}
+
+func (k keysOf) RevokeKey(ctx context.Context, id string) error { return k.db.RevokeAPIKey(ctx, id) }
+
+func (k keysOf) AuditLog(ctx context.Context, limit int) (out []api.AuditEntry, err error) {
+	log, err := k.db.AuditLog(ctx, limit)
+	for _, e := range log {
+		out = append(out, api.AuditEntry{At: e.At.UTC(), Who: e.Who, Action: e.Action, Path: e.Path, Slide: e.Slide, Status: e.Status, Remote: e.Remote, RequestID: e.RequestID})
+	}
+	return out, err
+}

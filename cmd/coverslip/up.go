@@ -122,7 +122,7 @@ func (p *platform) serve(e *env, in *ingest.Ingest, addr string, flags serverFla
 		return err
 	}
 	config := api.Config{
-		Slides: slidesOf{in}, Cohorts: cohortsOf{p.DB, in, places}, Jobs: jobsOf{jobs}, Runs: p.DB, Exporter: exporter{p, in}, Tasks: asked, Stopping: e.Done(), Searcher: searcher{in, engine}, Embedder: embeds, Uploader: uploader{in}, Thumbnailer: thumbnailer{in, make(chan struct{}, runtime.GOMAXPROCS(0))},
+		Slides: slidesOf{in}, Cohorts: cohortsOf{p.DB, in, places}, Jobs: jobsOf{jobs}, Runs: p.DB, Exporter: exporter{p, in}, Tasks: asked, Keys: keysOf{p.DB}, Stopping: e.Done(), Searcher: searcher{in, engine}, Embedder: embeds, Uploader: uploader{in}, Thumbnailer: thumbnailer{in, make(chan struct{}, runtime.GOMAXPROCS(0))},
 		Resumable: resumable{uploads}, Registrar: places,
 		DeepZoomer: tiles, Ready: p.ready, MaxUpload: flags.MaxUpload << 30, Log: e.log, Collectors: append(p.meters.collectors(), newStanding(p.DB, jobs)),
 	}
