@@ -159,6 +159,7 @@ func New(cfg Config) (http.Handler, error) {
 	onlyPosted := []string{"/v1/slides/register", uploadsPath + "/presigned"} // verbs, where ids would stand
 	if cfg.Tasks != nil {
 		s.taskRoutes()
+		onlyPosted = append(onlyPosted, filesPath)
 		for _, v := range cfg.Tasks.Verbs() {
 			onlyPosted = append(onlyPosted, "/v1/tasks/"+v.Name)
 		}

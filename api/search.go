@@ -18,7 +18,6 @@ import (
 	"coverslip"
 
 	"github.com/danielgtaylor/huma/v2"
-	"github.com/danielgtaylor/huma/v2/adapters/humachi"
 )
 
 // SearchQuery asks for the slides most like a vector, or like the slide that has it.
@@ -275,14 +274,7 @@ func parsePlace(s string, of [8]byte) (*SearchPlace, error) {
 type computeInput struct {
 	Name       string  `query:"name" doc:"What to call it in errors" maxLength:"1024" default:"slide" example:"biopsy.svs"`
 	MPPOfSlide float64 `query:"mpp_of_slide" doc:"Resolution of level 0 in µm per pixel, for a slide that does not say it or says it wrongly" exclusiveMinimum:"0" maximum:"100" example:"0.499"`
-
-	request *http.Request
-}
-
-// Resolve keeps the request, because huma itself would read the body into memory.
-func (in *computeInput) Resolve(ctx huma.Context) []error {
-	in.request, _ = humachi.Unwrap(ctx)
-	return nil
+	octetsInput
 }
 
 type computedView struct {
@@ -294,7 +286,7 @@ type computedView struct {
 type computeOutput struct{ Body computedView }
 
 func (s *server) compute(ctx context.Context, in *computeInput) (*computeOutput, error) {
-	as := uploadInput{Name: in.Name, MPPOfSlide: in.MPPOfSlide, request: in.request}
+	as := uploadInput{Name: in.Name, MPPOfSlide: in.MPPOfSlide, octetsInput: in.octetsInput}
 	name, err := as.check(s.cfg.MaxUpload)
 	if err != nil {
 		return nil, coverslip.At(name, err)

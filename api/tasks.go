@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"mime"
 	"net/http"
@@ -36,6 +37,9 @@ type Tasks interface {
 	Remove(ctx context.Context, id int64) error
 	// File opens a file of a task.
 	File(ctx context.Context, id int64, name string) (io.ReadCloser, error)
+	// Keep takes a file for tasks to read, of so many bytes, as one of a task of the verb `files` that is done: a new
+	// one, or that of the number beside, if it is not 0.
+	Keep(ctx context.Context, beside int64, name string, size int64, body io.Reader) (Task, error)
 }
 
 // Verb is what can be asked for.
@@ -90,6 +94,7 @@ type TaskQuery struct {
 const (
 	maxTaskSettings = 8 << 20 // bytes; settings may hold tables
 	maxTaskWait     = 60      // seconds
+	filesPath       = "/v1/tasks/files"
 )
 
 func (s *server) taskRoutes() {
@@ -115,6 +120,13 @@ func (s *server) taskRoutes() {
 	remove := op(http.MethodDelete, one, "remove-task", "Forget a task that has ended", "With its files. What it kept elsewhere (embeddings, models, runs) stays.")
 	remove.DefaultStatus = http.StatusNoContent
 	register(s.api, remove, nil, slices.Concat(find, []coverslip.Kind{coverslip.Conflict}), s.removeTask)
+	send := op(http.MethodPost, filesPath, "send-file", "Send a file for tasks to read",
+		"An ONNX file for models-add, say, or features for import-bags. The body is the file. It becomes a file of a task that is done, by whose number others name it; `task` puts it beside those of an earlier one.")
+	send.DefaultStatus = http.StatusCreated
+	send.RequestBody = &huma.RequestBody{Required: true, Description: "The file as it is.", Content: map[string]*huma.MediaType{octets: {Schema: &huma.Schema{Type: "string", Format: "binary"}}}}
+	sent := exampleTask
+	sent.Verb, sent.Settings, sent.Progress, sent.Job, sent.Result, sent.Files = "files", map[string]any{}, "", 0, nil, []taskFileView{{"uni.onnx", 1_213_400_000, fileAddress(3, "uni.onnx")}}
+	register(s.api, send, sent, slices.Concat(find, []coverslip.Kind{coverslip.Conflict, coverslip.Unsupported, coverslip.TooLarge, coverslip.Full}), s.sendFile)
 	file := op(http.MethodGet, one+"/file", "task-file", "Get a file that a task wrote", "")
 	file.Responses = map[string]*huma.Response{"200": {Description: "The file.", Content: map[string]*huma.MediaType{"*/*": picture}}}
 	register(s.api, file, nil, find, s.taskFile)
@@ -176,7 +188,7 @@ func fileSchema() *huma.Schema {
 	return &huma.Schema{Type: huma.TypeObject, AdditionalProperties: false, Properties: map[string]*huma.Schema{
 		"text": {Type: huma.TypeString, Description: "What stands in it"},
 		"task": {Type: huma.TypeInteger, Minimum: new(1.0), Description: "Instead: the number of a task that wrote it"},
-		"name": {Type: huma.TypeString, MaxLength: new(maxText), Description: "With task: which of its files"},
+		"name": {Type: huma.TypeString, MaxLength: new(maxText), Description: "With task: which of its files; without it, all of them as a folder"},
 	}}
 }
 
@@ -308,6 +320,35 @@ func (s *server) cancelTask(ctx context.Context, in *OneTask) (*taskOutput, erro
 
 func (s *server) removeTask(ctx context.Context, in *OneTask) (*struct{}, error) {
 	return nil, s.cfg.Tasks.Remove(ctx, in.ID)
+}
+
+type sendFileInput struct {
+	Name string `query:"name" required:"true" maxLength:"1024" doc:"What to call it" example:"uni.onnx"`
+	Task int64  `query:"task" minimum:"1" doc:"Put it beside the files of this task"`
+	octetsInput
+}
+
+func (s *server) sendFile(ctx context.Context, in *sendFileInput) (*askOutput, error) {
+	const remedy = "add ?name=FILE with a plain file name"
+	name, err := plainName(in.Name, remedy)
+	if err == nil && strings.HasPrefix(name, ".") {
+		err = &coverslip.Error{Kind: coverslip.Invalid, Op: "receive the file", Path: name, Err: errors.New("its name begins with a dot"), Hint: remedy}
+	}
+	if err == nil {
+		err = in.check(s.cfg.MaxUpload)
+	}
+	if err == nil && in.request.ContentLength < 0 {
+		err = &coverslip.Error{Kind: coverslip.Invalid, Op: "receive the file", Err: errors.New("nobody said how long it is"), Hint: "send Content-Length"}
+	}
+	if err != nil {
+		return nil, coverslip.At(name, err)
+	}
+	body := &uploadBody{r: http.MaxBytesReader(nil, in.request.Body, s.cfg.MaxUpload), name: name, received: s.metrics.uploaded}
+	t, err := s.cfg.Tasks.Keep(ctx, in.Task, name, in.request.ContentLength, body)
+	if body.err != nil {
+		err = body.err
+	}
+	return &askOutput{Location: "/v1/tasks/" + strconv.FormatInt(t.ID, 10), Body: viewTask(t)}, err
 }
 
 type taskFileInput struct {

@@ -79,6 +79,23 @@ func (b taskBoard) File(ctx context.Context, id int64, name string) (io.ReadClos
 	return io.NopCloser(strings.NewReader("<p>hi")), nil
 }
 
+func (b taskBoard) Keep(_ context.Context, beside int64, name string, size int64, body io.Reader) (api.Task, error) {
+	switch beside {
+	case 3:
+		return api.Task{}, &coverslip.Error{Kind: coverslip.Conflict, Op: "keep", Err: errors.New("it wrote its own"), Hint: "none"}
+	case 9:
+		return api.Task{}, missing("task")
+	}
+	if b.m.fail != nil {
+		return api.Task{}, b.m.fail
+	}
+	raw, err := io.ReadAll(body)
+	if err == nil && int64(len(raw)) != size {
+		err = errors.New("it is of another length")
+	}
+	return api.Task{ID: 5, Verb: "files", Settings: map[string]any{}, State: "done", Files: []api.TaskFile{{Name: name, Bytes: size}}, Created: taskA.Created, Finished: taskA.Finished}, err
+}
+
 const jsonType = "application/json"
 
 // taskAnswers meets every answer that the contract promises of tasks.
@@ -121,6 +138,26 @@ func (s *site) taskAnswers(statuses map[coverslip.Kind]int) {
 	s.want(422, "GET", "/v1/tasks/3/file", nil)
 	s.want(422, "GET", "/v1/tasks?state=lazy", nil)
 	s.wantKind(coverslip.Conflict, 409, "DELETE", "/v1/tasks/4", nil)
+	const send = "/v1/tasks/files?name=uni.onnx"
+	file := func() io.Reader { return strings.NewReader("weights") }
+	for _, kind := range []coverslip.Kind{coverslip.Full, coverslip.Unavailable, coverslip.Environment, coverslip.Canceled, coverslip.Internal} {
+		s.fail = &coverslip.Error{Kind: kind, Op: "try", Hint: "do not"}
+		s.wantKind(kind, statuses[kind], "POST", send, file(), "Content-Type", "application/octet-stream")
+	}
+	s.fail = &coverslip.Error{Kind: coverslip.Canceled, Op: "read", Err: io.ErrUnexpectedEOF, Hint: "again"}
+	s.want(499, "POST", send, file(), "Content-Type", "application/octet-stream")
+	s.fail = nil
+	s.want(201, "POST", send, file(), "Content-Type", "application/octet-stream")
+	s.want(403, "POST", send, file(), "Content-Type", "application/octet-stream", "Origin", "http://evil.example")
+	s.want(404, "POST", send+"&task=9", file(), "Content-Type", "application/octet-stream")
+	s.want(409, "POST", send+"&task=3", file(), "Content-Type", "application/octet-stream")
+	s.want(415, "POST", send, file(), "Content-Type", "text/csv")
+	for _, name := range []string{"", "a/", "..", ".hidden", "a%00b"} {
+		s.want(422, "POST", "/v1/tasks/files?name="+name, file(), "Content-Type", "application/octet-stream")
+	}
+	s.want(413, "POST", send, strings.NewReader(strings.Repeat("x", 1001)), "Content-Type", "application/octet-stream")
+	s.want(422, "POST", send, strings.NewReader(""), "Content-Type", "application/octet-stream")
+	s.want(422, "POST", send, struct{ io.Reader }{file()}, "Content-Type", "application/octet-stream") // of unknown length
 	ask(404, `{"cohort": "nobody"}`)
 	ask(409, `{"cohort": "busy"}`)
 	for _, bad := range []string{`{}`, `{"cohort": "odd"}`, `{"cohort": 5}`, `{"cohort": "a", "by": "guess"}`, `{"cohort": "a", "cohorts": "b"}`, `{"cohort": "a", "splits": "/etc/passwd"}`, `{"cohort": "a", "few_shot": 3}`} {

@@ -42,12 +42,14 @@ type uploadInput struct {
 	Name        string  `query:"name" doc:"What to call it. Folders before the name are dropped; what is left must be 1 to 255 bytes of printable UTF-8. May come as the filename of Content-Disposition instead" maxLength:"1024" example:"CMU-1-Small-Region.svs"`
 	MPPOfSlide  float64 `query:"mpp_of_slide" doc:"Resolution of level 0 in µm per pixel, for a slide that does not say it or says it wrongly" exclusiveMinimum:"0" maximum:"100" example:"0.499"`
 	Disposition string  `header:"Content-Disposition" doc:"attachment with a filename, in place of name" example:"attachment; filename=\"CMU-1-Small-Region.svs\""`
-
-	request *http.Request
+	octetsInput
 }
 
+// octetsInput is a body of bytes.
+type octetsInput struct{ request *http.Request }
+
 // Resolve keeps the request, because huma itself would read the body into memory.
-func (in *uploadInput) Resolve(ctx huma.Context) []error {
+func (in *octetsInput) Resolve(ctx huma.Context) []error {
 	in.request, _ = humachi.Unwrap(ctx)
 	return nil
 }
@@ -82,30 +84,34 @@ func (s *server) upload(ctx context.Context, in *uploadInput) (*uploadOutput, er
 // check refuses before the first byte is read what can be refused then, and returns the name.
 func (in *uploadInput) check(limit int64) (string, error) {
 	name, err := in.name()
-	if err != nil {
-		return "", err
+	if err == nil {
+		err = in.octetsInput.check(limit)
 	}
+	if err == nil && math.IsNaN(in.MPPOfSlide) { // passes every bound
+		err = &coverslip.Error{Kind: coverslip.Invalid, Op: "read mpp_of_slide", Err: errors.New("it is not a number"), Hint: "give µm per pixel, such as 0.5"}
+	}
+	return name, err
+}
+
+func (in *octetsInput) check(limit int64) error {
 	const op = "receive upload"
 	if said := in.request.Header.Get("Content-Type"); said != "" {
 		if kind, _, err := mime.ParseMediaType(said); err != nil || kind != octets {
-			return name, &coverslip.Error{Kind: coverslip.Unsupported, Op: op, Err: fmt.Errorf("the body is said to be %.100q", said),
+			return &coverslip.Error{Kind: coverslip.Unsupported, Op: op, Err: fmt.Errorf("the body is said to be %.100q", said),
 				Hint: "send the file's bytes as " + octets + ", not as a form"}
 		}
 	}
 	if said := in.request.Header.Get("Content-Encoding"); said != "" && !strings.EqualFold(said, "identity") {
-		return name, &coverslip.Error{Kind: coverslip.Unsupported, Op: op, Err: fmt.Errorf("the body is encoded as %.100q", said),
+		return &coverslip.Error{Kind: coverslip.Unsupported, Op: op, Err: fmt.Errorf("the body is encoded as %.100q", said),
 			Hint: "send the file's bytes without Content-Encoding"}
 	}
 	if in.request.ContentLength > limit {
-		return name, tooLarge(limit)
+		return tooLarge(limit)
 	}
 	if in.request.ContentLength == 0 {
-		return name, &coverslip.Error{Kind: coverslip.Invalid, Op: op, Err: errors.New("the body is empty"), Hint: "send the file's bytes as the body (curl -T FILE)"}
+		return &coverslip.Error{Kind: coverslip.Invalid, Op: op, Err: errors.New("the body is empty"), Hint: "send the file's bytes as the body (curl -T FILE)"}
 	}
-	if math.IsNaN(in.MPPOfSlide) { // passes every bound
-		return name, &coverslip.Error{Kind: coverslip.Invalid, Op: "read mpp_of_slide", Err: errors.New("it is not a number"), Hint: "give µm per pixel, such as 0.5"}
-	}
-	return name, nil
+	return nil
 }
 
 func tooLarge(limit int64) error {

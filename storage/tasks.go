@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -34,6 +35,11 @@ type Task struct {
 type TaskFile struct {
 	Name  string `json:"name"` // a path with slashes
 	Bytes int64  `json:"bytes"`
+}
+
+// Has reports whether it has a file of this name.
+func (t Task) Has(name string) bool {
+	return slices.ContainsFunc(t.Files, func(f TaskFile) bool { return f.Name == name })
 }
 
 // TaskFilter picks tasks. Zero fields pick all.
@@ -121,6 +127,24 @@ func (db *DB) RemoveTask(ctx context.Context, id int64) (t Task, err error) {
 		return err
 	})
 	return t, pgerr.Wrap(op, err)
+}
+
+// NextTask is the number of a task that is to come.
+func (q queries) NextTask(ctx context.Context) (id int64, err error) {
+	err = q.q.QueryRow(ctx, `select nextval(pg_get_serial_sequence('tasks', 'id'))`).Scan(&id)
+	return id, pgerr.Wrap("number the task", err)
+}
+
+// PutTaskFile writes down a file of a task of the verb `files`, which is done; in place of one of its name. It makes
+// the task where there is none of this number, and returns it.
+func (q queries) PutTaskFile(ctx context.Context, id int64, f TaskFile) (Task, error) {
+	_, err := q.q.Exec(ctx, `insert into tasks as t (id, verb, settings, state, files, started, finished) overriding system value
+		values ($1, 'files', '{}', 'done', jsonb_build_array($2::jsonb), now(), now())
+		on conflict (id) do update set files = jsonb_path_query_array(t.files, '$[*] ? (@.name != $name)', jsonb_build_object('name', $2::jsonb->'name')) || excluded.files`, id, f)
+	if err != nil {
+		return Task{}, pgerr.Wrap("keep the file", err)
+	}
+	return q.Task(ctx, id)
 }
 
 // TasksAmong says which of these numbers are of tasks that are there.

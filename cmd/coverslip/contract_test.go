@@ -32,7 +32,7 @@ func TestFault31ContractFuzzing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, tool, "--config-file", config, "run", p.url+"/openapi.json", "--checks", "all", "--phases", "coverage,fuzzing",
 		"--max-examples", "20", "--request-timeout", "30", "--workers", "2", "--no-color", "--seed", "31")

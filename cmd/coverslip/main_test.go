@@ -450,8 +450,15 @@ func (p *program) call(ctx context.Context, method, path string, body io.Reader,
 	if err != nil {
 		return err
 	}
+	if f, ok := body.(*os.File); ok {
+		info, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		req.ContentLength = info.Size()
+	}
 	req.Header.Set("Content-Type", "application/octet-stream")
-	if strings.HasPrefix(path, "/v1/tasks/") {
+	if strings.HasPrefix(path, "/v1/tasks/") && !strings.HasPrefix(path, "/v1/tasks/files") {
 		req.Header.Set("Content-Type", "application/json")
 	}
 	res, err := http.DefaultClient.Do(req)

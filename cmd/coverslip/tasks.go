@@ -55,6 +55,8 @@ var taskVerbs = []taskVerb{
 	{path: "encode", leave: []string{"wait", "augment"}, example: map[string]any{"cohort": "brca", "budget": "auto"}},
 	{path: "import s3", places: []string{"prefix"}, example: map[string]any{"prefix": "s3://slides/brca/", "cohort": "brca"}},
 	{path: "cohorts export", prints: "cohort.csv", example: map[string]any{"name": "brca"}},
+	{path: "models add", files: []string{"file", "spec"}, example: map[string]any{"kind": "encoder", "file": map[string]any{"task": 3.0, "name": "uni.onnx"}, "spec": map[string]any{"text": "name: uni\n…"}}},
+	{path: "import bags", files: []string{"dir"}, example: map[string]any{"dir": map[string]any{"task": 3.0}, "format": "trident", "cohort": "brca"}},
 	{path: "models show", example: map[string]any{"name": "uni"}},
 	{path: "models verify", example: map[string]any{"name": []any{"uni"}}},
 	{path: "pretrain", files: []string{"settings"}, leave: []string{"print-settings", "resume"}, example: map[string]any{"cohort": "brca", "out": "brca-ssl", "epochs": 100.0}},
@@ -269,10 +271,11 @@ func (t *tasks) arguments(ctx context.Context, v taskVerb, settings map[string]a
 			if s.Type == "file" {
 				of, _ := one.(map[string]any)
 				path := filepath.Join(dir, fmt.Sprintf("%s-%d", s.flag, i))
-				if err := t.file(ctx, s.Name, of, path, fetch); err != nil {
+				at, err := t.file(ctx, s.Name, of, path, fetch)
+				if err != nil {
 					return nil, err
 				}
-				one = path
+				one = at
 			}
 			words = append(words, wordOf(one))
 		}
@@ -305,36 +308,88 @@ func wordOf(v any) string {
 	return fmt.Sprint(v)
 }
 
-// file puts what a setting says of a file at path.
-func (t *tasks) file(ctx context.Context, setting string, of map[string]any, path string, fetch bool) error {
+// file puts what a setting says of a file at path or, with others, below it, and returns where it is.
+func (t *tasks) file(ctx context.Context, setting string, of map[string]any, path string, fetch bool) (string, error) {
 	text, isText := of["text"].(string)
 	id, isTask := of["task"].(float64)
 	name, _ := of["name"].(string)
-	if isText == isTask || isTask != (name != "") {
-		return &coverslip.Error{Kind: coverslip.Invalid, Op: "read the settings", Path: setting, Err: errors.New("a file is given by its text, or by the task that wrote it and its name"),
+	if isText == isTask || isText && name != "" {
+		return "", &coverslip.Error{Kind: coverslip.Invalid, Op: "read the settings", Path: setting, Err: errors.New("a file is given by its text, or by the task that wrote it and its name"),
 			Hint: `write {"text": "…"}, or {"task": 3, "name": "classifier.safetensors"}`}
 	}
-	content := io.NopCloser(strings.NewReader(text))
-	if isTask {
-		r, err := t.File(ctx, int64(id), name)
-		if err != nil {
-			return err
+	if isText {
+		return path, write(path, strings.NewReader(text))
+	}
+	kept, err := t.db.Task(ctx, int64(id))
+	if err != nil {
+		return "", err
+	}
+	if name != "" && !kept.Has(name) {
+		return "", noFile(kept.ID, name)
+	}
+	for _, f := range kept.Files {
+		// Files that were sent together may belong together, as weights lie beside an ONNX file.
+		if name != "" && f.Name != name && kept.Verb != filesVerb {
+			continue
 		}
-		if content = r; !fetch {
-			_ = r.Close()
-			content = io.NopCloser(strings.NewReader(""))
+		var content io.ReadCloser = io.NopCloser(strings.NewReader(""))
+		if fetch {
+			if content, err = t.File(ctx, kept.ID, f.Name); err != nil {
+				return "", err
+			}
+		}
+		err := write(filepath.Join(path, filepath.FromSlash(f.Name)), content)
+		if err = errors.Join(err, content.Close()); err != nil {
+			return "", err
 		}
 	}
-	defer content.Close()
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	return filepath.Join(path, filepath.FromSlash(name)), nil
+}
+
+// filesVerb is that of tasks which hold files that were sent.
+const filesVerb = "files"
+
+func noFile(id int64, name string) error {
+	return &coverslip.Error{Kind: coverslip.NotFound, Op: "open a file of the task", Path: fmt.Sprintf("task %d", id), Err: fmt.Errorf("it has no file %.80q", name), Hint: fmt.Sprintf("GET /v1/tasks/%d lists its files", id)}
+}
+
+func write(path string, content io.Reader) error {
+	const op = "write the task's file"
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return diskError(op, path, err)
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600) //nolint:gosec // in a folder that this process made for the task
 	if err != nil {
-		return diskError("write the task's file", path, err)
+		return diskError(op, path, err)
 	}
 	_, err = io.Copy(f, content)
 	if err = errors.Join(err, f.Close()); err != nil {
-		return diskError("write the task's file", path, err)
+		return diskError(op, path, err)
 	}
 	return nil
+}
+
+// Keep implements api.Tasks.
+func (t *tasks) Keep(ctx context.Context, beside int64, name string, size int64, body io.Reader) (api.Task, error) {
+	id := beside
+	if beside > 0 {
+		kept, err := t.db.Task(ctx, beside)
+		if err == nil && kept.Verb != filesVerb {
+			err = &coverslip.Error{Kind: coverslip.Conflict, Op: "keep the file", Path: fmt.Sprintf("task %d", beside), Err: errors.New("its files are what it wrote"), Hint: "leave out task, and the file gets one of its own"}
+		}
+		if err != nil {
+			return api.Task{}, err
+		}
+	} else {
+		var err error
+		if id, err = t.db.NextTask(ctx); err != nil {
+			return api.Task{}, err
+		}
+	}
+	if err := t.blobs.Put(ctx, taskKey(id, name), body, size); err != nil {
+		return api.Task{}, err
+	}
+	return t.shown(t.db.PutTaskFile(ctx, id, storage.TaskFile{Name: name, Bytes: size}))
 }
 
 func (t *tasks) shown(s storage.Task, err error) (api.Task, error) {
@@ -399,8 +454,8 @@ func (t *tasks) File(ctx context.Context, id int64, name string) (io.ReadCloser,
 	if err != nil {
 		return nil, err
 	}
-	if !slices.ContainsFunc(s.Files, func(f storage.TaskFile) bool { return f.Name == name }) {
-		return nil, &coverslip.Error{Kind: coverslip.NotFound, Op: "open a file of the task", Path: fmt.Sprintf("task %d", id), Err: fmt.Errorf("it has no file %.80q", name), Hint: fmt.Sprintf("GET /v1/tasks/%d lists its files", id)}
+	if !s.Has(name) {
+		return nil, noFile(id, name)
 	}
 	b, err := t.blobs.Open(ctx, taskKey(id, name))
 	if err != nil {
@@ -445,20 +500,21 @@ func (w *worker) task(ctx context.Context, of queue.Task, job int64) error {
 	if err != nil {
 		return err
 	}
-	if failure != "" {
-		return w.endTask(ctx, job, of.ID, printed, nil, strings.ReplaceAll(failure, dir+"/", ""))
-	}
-	if v.prints != "" {
-		if err := errors.Join(os.MkdirAll(filepath.Join(dir, "out"), 0o700), os.WriteFile(filepath.Join(dir, "out", v.prints), printed, 0o600)); err != nil {
-			return diskError("keep what the task printed", dir, err)
+	out := filepath.Join(dir, "out")
+	if v.prints != "" && failure == "" {
+		if err := write(filepath.Join(out, v.prints), bytes.NewReader(printed)); err != nil {
+			return err
 		}
 		printed = nil
 	}
-	files, err := t.keep(ctx, of.ID, filepath.Join(dir, "out"))
+	files, err := t.keep(ctx, of.ID, out) // also of one that failed for some slides
 	if err != nil {
 		return err
 	}
-	return w.endTask(ctx, job, of.ID, printed, files, "")
+	hide := func(text string) string {
+		return strings.ReplaceAll(strings.ReplaceAll(text, out+"/", ""), dir+"/", "")
+	}
+	return w.endTask(ctx, job, of.ID, []byte(hide(string(printed))), files, hide(failure))
 }
 
 // endTask writes down how a task ended, unless another worker has taken it over.
@@ -553,7 +609,7 @@ func (p *platform) runTask(ctx context.Context, args []string, tell func(line st
 	case ctx.Err() != nil:
 		return nil, "", &coverslip.Error{Kind: coverslip.Canceled, Op: op, Err: context.Cause(ctx)}
 	case errors.As(err, &exit):
-		return out.Bytes(), cmp.Or(told.last(), exit.Error()), nil
+		return out.Bytes(), cmp.Or(told.last(), "it failed for some; the result says for which"), nil
 	case err != nil:
 		return nil, "", &coverslip.Error{Kind: coverslip.Environment, Op: op, Err: err}
 	case out.cut:

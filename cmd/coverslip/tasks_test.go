@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -45,7 +47,7 @@ func (p *program) done(t *testing.T, verb, settings string) taskAnswer {
 	t.Helper()
 	a := p.task(t, verb, settings)
 	if a.State != "done" {
-		t.Fatalf("%s %s: %+v", verb, settings, a)
+		t.Fatalf("%s %s: %s: %s %s", verb, settings, a.State, a.Error, a.Result)
 	}
 	return a
 }
@@ -98,6 +100,37 @@ func TestTasks(t *testing.T) {
 	}
 	if table := p.done(t, "cohorts-export", `{"name": "some"}`); !slices.Equal(table.names(), []string{"cohort.csv"}) || len(table.Result) != 0 {
 		t.Errorf("%+v", table)
+	}
+
+	// Files that are sent are what other verbs read: weights lie beside their ONNX file.
+	file, specFile := writeEncoder(t, 1, 2)
+	var sent taskAnswer
+	for i, name := range []string{"weights.bin", "tiny.onnx"} {
+		f, err := os.Open(filepath.Join(filepath.Dir(file), name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		beside := ""
+		if i > 0 {
+			beside = fmt.Sprintf("&task=%d", sent.ID)
+		}
+		if err := p.call(t.Context(), "POST", "/v1/tasks/files?name="+name+beside, f, &sent); err != nil {
+			t.Fatal(err)
+		}
+	}
+	spec, err := os.ReadFile(specFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, _ := json.Marshal(string(spec))
+	added := p.done(t, "models-add", fmt.Sprintf(`{"kind": "encoder", "file": {"task": %d, "name": "tiny.onnx"}, "spec": {"text": %s}}`, sent.ID, text))
+	if len(sent.Files) != 2 || !strings.Contains(string(added.Result[0]), "mean-colour") {
+		t.Errorf("%+v %+v", sent, added)
+	}
+	p.done(t, "models-verify", `{"name": ["mean-colour"]}`)
+	bags := p.done(t, "export", `{"cohort": "new", "encoder": "tiny", "what": "bags", "format": "npz"}`)
+	if len(bags.Files) != 12 || strings.Contains(string(bags.Result[0]), os.TempDir()) {
+		t.Errorf("%v %s", bags.names(), bags.Result)
 	}
 
 	t.Run("WhatIsWrongIsToldAtOnce", func(t *testing.T) {

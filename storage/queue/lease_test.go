@@ -162,7 +162,7 @@ func TestPause(t *testing.T) {
 	within(t, worked, "the other queue") // so workers work
 	depths, err := b.q.Depths(t.Context())
 	fatal(t, err)
-	if len(depths) != 2 || depths[0] != (queue.Depth{Queue: queue.Embeds, Paused: true, Waiting: 1}) || depths[1].Paused {
+	if len(depths) != len(queue.Names) || depths[0] != (queue.Depth{Queue: queue.Embeds, Paused: true, Waiting: 1}) || depths[1].Paused {
 		t.Errorf("%+v", depths)
 	}
 	fatal(t, b.q.Resume(t.Context(), queue.Embeds))
