@@ -171,7 +171,7 @@ func New(cfg Config) (http.Handler, error) {
 		return nil, &coverslip.Error{Kind: coverslip.Internal, Op: "set up the pages", Err: err}
 	}
 	for _, path := range onlyPosted {
-		for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodPatch, http.MethodDelete} {
+		for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodPatch, http.MethodPut, http.MethodDelete, http.MethodOptions, http.MethodTrace} {
 			router.MethodFunc(method, path, onlyPost)
 		}
 	}

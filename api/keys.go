@@ -104,7 +104,7 @@ type addKeyInput struct {
 	Body struct {
 		Name    string     `json:"name" minLength:"1" maxLength:"200" doc:"Whose it is, or what for; the audit log says it" example:"scanner-room"`
 		Scope   Scope      `json:"scope,omitempty" enum:"read,write,admin" default:"read" doc:"What it may do; each includes those before it"`
-		Expires *time.Time `json:"expires,omitempty" doc:"Until when it works; without it, until it is revoked"`
+		Expires *time.Time `json:"expires,omitempty" nullable:"true" doc:"Until when it works; without it, until it is revoked"`
 	}
 }
 

@@ -92,7 +92,7 @@ func noTask(op string, id int64) error {
 
 // Tasks lists them, the newest first.
 func (q queries) Tasks(ctx context.Context, f TaskFilter) ([]Task, error) {
-	rows, _ := q.q.Query(ctx, selectTask+` where ($1 = '' or state = $1) and ($2 = 0 or id < $2) order by id desc limit nullif($3, 0)`, f.State, f.Before, f.Limit) // CollectRows returns the error
+	rows, _ := q.q.Query(ctx, selectTask+` where ($1 = '' or state = $1) and ($2::bigint = 0 or id < $2) order by id desc limit nullif($3::bigint, 0)`, f.State, f.Before, f.Limit) // CollectRows returns the error
 	all, err := pgx.CollectRows(rows, scanTask)
 	return all, pgerr.Wrap("list tasks", err)
 }

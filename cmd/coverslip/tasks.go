@@ -108,7 +108,7 @@ func (v taskVerb) settings(node *kong.Node) (all []taskSetting) {
 		name := value.Name
 		isFile, isPlace := slices.Contains(v.files, name), slices.Contains(v.places, name)
 		// A path that is no file to send, and no place, is where a verb writes.
-		aPath := value.Tag.Type == "path" || value.Tag.Type == "existingfile"
+		aPath := value.Tag.Type == "path" || value.Tag.Type == "existingfile" || name == "out" && (v.writes != nil || v.prints != "")
 		if slices.Contains(notForTasks, name) || slices.Contains(v.leave, name) || aPath && !isFile && !isPlace {
 			return
 		}
@@ -178,13 +178,18 @@ func newTasks(p *platform, q *queue.Queue, places registrar) (*tasks, error) {
 	}
 	t := &tasks{p.DB, q, p.Blobs, places, map[string]*kong.Node{}, map[string]taskVerb{}}
 	for _, v := range taskVerbs {
-		node := k.Model.Node
-		for _, word := range strings.Fields(v.path) {
-			node = node.Children[slices.IndexFunc(node.Children, func(n *kong.Node) bool { return n.Name == word })]
-		}
-		t.nodes[v.path], t.verbs[v.name()] = node, v
+		t.nodes[v.path], t.verbs[v.name()] = nodeOf(k, v.path), v
 	}
 	return t, nil
+}
+
+// nodeOf is a verb that is there.
+func nodeOf(k *kong.Kong, path string) *kong.Node {
+	node := k.Model.Node
+	for word := range strings.FieldsSeq(path) {
+		node = node.Children[slices.IndexFunc(node.Children, func(n *kong.Node) bool { return n.Name == word })]
+	}
+	return node
 }
 
 // Verbs implements api.Tasks.
@@ -208,6 +213,11 @@ func (t *tasks) Ask(ctx context.Context, name string, settings map[string]any) (
 		return api.Task{}, diskError("look at the settings", os.TempDir(), err)
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
+	for setting, value := range settings {
+		if value == nil {
+			return api.Task{}, &coverslip.Error{Kind: coverslip.Invalid, Op: "read the settings", Path: setting, Err: errors.New("it is null"), Hint: "leave it out"}
+		}
+	}
 	if err := t.places.open(v, settings); err != nil {
 		return api.Task{}, err
 	}

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/alecthomas/kong"
 )
 
 // taskAnswer is what the API says of a task.
@@ -142,11 +144,29 @@ func TestTasks(t *testing.T) {
 			`{"cohort": "some", "label": "tumour type", "splits": {"task": 999, "name": "a"}}`:                 "task 999",
 			`{"cohort": "some", "label": "tumour type", "splits": {"task": 1, "name": "../../slides"}}`:        "no file",
 			`{"cohort": "some", "label": "tumour type", "splits": {"text": "a", "task": 1, "name": "splits"}}`: "splits",
+			`{"cohort": "some", "label": "tumour type", "k": null}`:                                            "null",
 			`{"cohort": "some", "label": "tumour type", "data": "/tmp"}`:                                       "data",
 			`{"cohort": "some", "label": "tumour type", "k": -1, "few_shot": ["three"]}`:                       "few_shot",
 		} {
 			if err := p.call(t.Context(), "POST", "/v1/tasks/probe", strings.NewReader(body), nil); err == nil || !strings.Contains(err.Error(), says) {
 				t.Errorf("%s: %v", body, err)
+			}
+		}
+	})
+	t.Run("NothingIsWrittenWhereAClientSays", func(t *testing.T) {
+		for _, v := range taskVerbs {
+			node := mustFind(t, v.path)
+			for _, s := range v.settings(node) {
+				for _, word := range []string{"DIR", "FILE", "PATH"} {
+					if holder := placeholderOf(node, s.flag); s.Type != "file" && strings.Contains(holder, word) && !slices.Contains(v.places, s.flag) {
+						t.Errorf("%s takes %s, which is a %s of the server", v.path, s.Name, holder)
+					}
+				}
+			}
+		}
+		for _, verb := range []string{"export", "cohorts-export", "probe", "splits-make"} {
+			if err := p.call(t.Context(), "POST", "/v1/tasks/"+verb, strings.NewReader(`{"name": "some", "out": "/tmp/mine"}`), nil); err == nil || !strings.Contains(err.Error(), "body.out") {
+				t.Errorf("%s: %v", verb, err)
 			}
 		}
 	})
@@ -217,6 +237,27 @@ func TestTasks(t *testing.T) {
 			t.Errorf("%+v", a)
 		}
 	})
+}
+
+func mustFind(t *testing.T, path string) *kong.Node {
+	t.Helper()
+	k, err := grammar()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return nodeOf(k, path)
+}
+
+// placeholderOf is what the help shows for a flag's value, or an argument's.
+func placeholderOf(node *kong.Node, name string) string {
+	for _, group := range node.AllFlags(false) {
+		for _, f := range group {
+			if f.Name == name {
+				return f.PlaceHolder
+			}
+		}
+	}
+	return ""
 }
 
 // cohortTable is a table of slides for splits make.
