@@ -93,7 +93,6 @@ type TaskQuery struct {
 
 const (
 	maxTaskSettings = 8 << 20 // bytes; settings may hold tables
-	maxTaskWait     = 60      // seconds
 	filesPath       = "/v1/tasks/files"
 )
 
@@ -284,13 +283,13 @@ type OneTask struct {
 
 type showTaskInput struct {
 	OneTask
-	Wait int `query:"wait" minimum:"0" maximum:"60" doc:"Seconds to wait for its end"`
+	Wait int `query:"wait" minimum:"0" maximum:"9" doc:"Seconds to wait for its end"`
 }
 
 type taskOutput struct{ Body taskView }
 
 func (s *server) showTask(ctx context.Context, in *showTaskInput) (*taskOutput, error) {
-	end := time.NewTimer(time.Duration(min(in.Wait, maxTaskWait)) * time.Second)
+	end := time.NewTimer(time.Duration(in.Wait) * time.Second)
 	defer end.Stop()
 	look := time.NewTicker(taskLook)
 	defer look.Stop()

@@ -39,7 +39,10 @@ func TestFault31ContractFuzzing(t *testing.T) {
 	cmd.Dir = t.TempDir()
 	out, err := cmd.CombinedOutput()
 	if strings.Contains(string(out), "Failures:") || !strings.Contains(string(out), "Test cases:") {
-		at := strings.Index(string(out), "= FAILURES =")
+		at := strings.Index(string(out), "= ERRORS =")
+		if at < 0 {
+			at = strings.Index(string(out), "= FAILURES =")
+		}
 		t.Errorf("%v\n%.8000s", err, out[max(at, 0):])
 	}
 	t.Logf("%s", out[strings.LastIndex(string(out), "Test cases:"):])

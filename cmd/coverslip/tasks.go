@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -214,7 +215,8 @@ func (t *tasks) Ask(ctx context.Context, name string, settings map[string]any) (
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
 	for setting, value := range settings {
-		if value == nil {
+		of, _ := value.(map[string]any)
+		if value == nil || slices.Contains(slices.Collect(maps.Values(of)), nil) {
 			return api.Task{}, &coverslip.Error{Kind: coverslip.Invalid, Op: "read the settings", Path: setting, Err: errors.New("it is null"), Hint: "leave it out"}
 		}
 	}
