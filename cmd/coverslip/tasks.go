@@ -344,7 +344,7 @@ func (t *tasks) file(ctx context.Context, setting string, of map[string]any, pat
 		if name != "" && f.Name != name && kept.Verb != filesVerb {
 			continue
 		}
-		var content io.ReadCloser = io.NopCloser(strings.NewReader(""))
+		content := io.NopCloser(strings.NewReader(""))
 		if fetch {
 			if content, err = t.File(ctx, kept.ID, f.Name); err != nil {
 				return "", err
@@ -370,7 +370,7 @@ func write(path string, content io.Reader) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return diskError(op, path, err)
 	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600) //nolint:gosec // in a folder that this process made for the task
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
 		return diskError(op, path, err)
 	}
