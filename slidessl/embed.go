@@ -45,14 +45,25 @@ func (s Settings) Reading() Reading {
 // standardSlides and standardViews bound what the output's mean and deviation are found from.
 const standardSlides, standardViews = 2048, 20
 
+// Standardise brings embeddings to mean 0 and deviation 1 over slides of src as they are read by r, where that is another
+// way than Settings.Reading, by which Train does it.
+func (t *Trained) Standardise(ctx context.Context, src Source, r Reading) error {
+	slides, err := withTissue(src)
+	if err != nil {
+		return err
+	}
+	mem := nn.NewMemory()
+	defer mem.Free()
+	return t.standardise(ctx, mem, src, slides, r)
+}
+
 // standardise finds the mean and deviation of each number of the output over slides that were trained on, so
 // that embeddings can be brought to mean 0 and deviation 1: else the few directions in which slides differ
 // most drown what a probe or a search could use. Labels are not needed for it.
-func (t *Trained) standardise(ctx context.Context, mem *nn.Memory, src Source, slides []int) error {
+func (t *Trained) standardise(ctx context.Context, mem *nn.Memory, src Source, slides []int, r Reading) error {
 	d := t.Settings.Architecture.Dim()
 	mean, square := make([]float64, d), make([]float64, d)
 	slides = slides[:min(len(slides), standardSlides)]
-	r := t.Settings.Reading()
 	r.Views, r.Seed = min(r.Views, standardViews), 2
 	for _, slide := range slides {
 		out, err := t.read(ctx, mem, src, slide, r, "")

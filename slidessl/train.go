@@ -122,6 +122,8 @@ type Run struct {
 	Started func(s Settings, slides int)
 	// Progress, if set, is told of every epoch. It must return soon.
 	Progress func(Point)
+	// Saved, if set, is called when the checkpoint was written. Its error ends the run.
+	Saved func(ctx context.Context) error
 }
 
 // Point is what is seen of one epoch.
@@ -175,7 +177,7 @@ func Train(ctx context.Context, s Settings, src Source, run Run) (*Trained, erro
 		return nil, err
 	}
 	out := &Trained{t.net, t.objective, s, t.curve}
-	return out, out.standardise(ctx, t.mem, src, slides)
+	return out, out.standardise(ctx, t.mem, src, slides, s.Reading())
 }
 
 // withTissue lists the slides that have tiles.
@@ -394,6 +396,11 @@ func (t *training) run(ctx context.Context, run Run) error {
 		if t.epoch%every == 0 || t.epoch == t.Epochs {
 			if err := t.save(); err != nil {
 				return err
+			}
+			if run.Saved != nil {
+				if err := run.Saved(ctx); err != nil {
+					return err
+				}
 			}
 		}
 	}

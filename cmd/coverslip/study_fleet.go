@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"coverslip"
 	"coverslip/internal/studies"
@@ -68,7 +69,13 @@ func (w *worker) stage(ctx context.Context, of queue.Stage) error {
 	// the queue, and the spool is not swept under others' hands.
 	own, e := *w.p, *w.e
 	own.server, e.Context = nil, ctx
-	m := &studies.Maker{File: f, Tiles: of.Tiles}
+	m := &studies.Maker{File: f, Tiles: of.Tiles, Shared: true}
+	var once sync.Once
+	m.Progress = func(s study.Stage, done, total int) {
+		once.Do(func() {
+			w.e.log.Info("a stage is under way", "kind", s.Kind, "stage", s.Key[:8], "done", done, "of", total)
+		})
+	}
 	c := &studyRunCmd{Provider: string(w.p.on)}
 	c.equip(&e, &own, m)
 	if m.Dir, err = stageFolder(&own); err != nil {

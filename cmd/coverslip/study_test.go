@@ -7,10 +7,17 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/parquet-go/parquet-go"
+
+	"coverslip"
+	"coverslip/internal/nn"
+	"coverslip/storage"
 )
 
 // tinyStudy is one of the cohort that bagCohort makes.
@@ -200,6 +207,81 @@ func TestARunThatDivergesIsReportedAndTheOthersGoOn(t *testing.T) {
 	}
 }
 
+// Where a study names nothing but its cohort and encoder, its embeddings are those of coverslip pretrain and embed.
+func TestAStudyThatNamesNothingDoesWhatPretrainAndEmbedDo(t *testing.T) {
+	data := dataFolder(t)
+	bagCohort(t, data, 8)
+	for _, verb := range [][]string{{"pretrain", "--cohort", "some", "--out", "own"}, {"embed", "--cohort", "some", "--aggregator", "own"}} {
+		if code, _, stderr := coverslipRun(t, append(verb, "--encoder", "tiny", "--data", data)...); code != exitDone {
+			t.Fatalf("%v: exit %d, %s", verb, code, stderr)
+		}
+	}
+	ranStudy(t, studyFile(t, "name: bare\nfixed: {cohort: some, encoder: tiny}\nevaluations: [{kind: geometry}]\n"), "--data", data)
+	found, err := filepath.Glob(filepath.Join(data, "blobs", "studies", "embeddings", "*"))
+	if err != nil || len(found) != 1 {
+		t.Fatal(found, err)
+	}
+	f, err := nn.Load(found[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ids []coverslip.SlideID
+	if err := json.Unmarshal([]byte(f.Text["slides"]), &ids); err != nil {
+		t.Fatal(err)
+	}
+	x, kept := f.Params["embeddings"], vectorsOf(t, data, "own")
+	if len(ids) != 8 || len(kept) != 8 {
+		t.Errorf("%d and %d slides", len(ids), len(kept))
+	}
+	for i, id := range ids {
+		if !slices.Equal(kept[id], x.Value[i*x.Cols:(i+1)*x.Cols]) {
+			t.Errorf("the embedding of %s differs", id)
+		}
+	}
+}
+
+// vectorsOf are the embeddings of a cohort's slides under an aggregator.
+func vectorsOf(t *testing.T, data, aggregator string) map[coverslip.SlideID][]float32 {
+	t.Helper()
+	e := &env{Context: t.Context(), out: os.Stdout, err: os.Stderr}
+	p, err := (&dataFlags{Data: data}).connect(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	of := map[coverslip.SlideID][]float32{}
+	for n, err := range p.DB.Embeddings(t.Context(), storage.EmbeddingFilter{Encoder: "tiny", Aggregator: aggregator}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		of[n.Slide] = n.Vector
+	}
+	return of
+}
+
+// Gated attention learned from labels is judged on the splits of probes, where these choose their strength.
+func TestAbmilIsJudgedBesideProbes(t *testing.T) {
+	data := dataFolder(t)
+	bagCohort(t, data, 16)
+	text := strings.Replace(tinyStudy, "[mean, trained, untrained]", "[mean, abmil]", 1)
+	text = strings.Replace(text, "folds: 3, c: 1}", "folds: 3}", 1)
+	if done := ranStudy(t, studyFile(t, text), "--data", data); done.Made != 1+1+2+2 || len(done.Failed) != 0 {
+		t.Errorf("%+v", done)
+	}
+	places := map[string][]string{}
+	for _, line := range strings.Split(figuresOf(t, data, "tiny"), "\n") {
+		if f := strings.Split(line, ","); len(f) == 9 && f[5] == "auc" {
+			places[f[2]+f[3]] = append(places[f[2]+f[3]], strings.Join(f[4:8], ","))
+			if f[2] == "abmil" && f[8] < "0.5" { // classes lie two deviations apart in half of the features
+				t.Errorf("abmil tells nothing apart: %s", line)
+			}
+		}
+	}
+	if want := places["mean1"]; len(want) != 3 || !slices.Equal(places["abmil1"], want) || !slices.Equal(places["abmil2"], want) {
+		t.Errorf("%v", places)
+	}
+}
+
 func TestStudiesThatCannotBeRun(t *testing.T) {
 	data := database(t)
 	bagCohort(t, data, 4)
@@ -300,5 +382,53 @@ func TestAStudyOnAFleet(t *testing.T) {
 	code, out, stderr := coverslipRun(t, "study", "run", studyFile(t, text), "--fleet", "--data", data)
 	if code != exitFailed || !strings.Contains(out, "lower the learning rate") {
 		t.Errorf("exit %d: %s\n%s", code, out, stderr)
+	}
+}
+
+// A stage whose worker was killed goes on where the last checkpoint was, on another machine.
+func TestAStageIsTakenOverWhereItWas(t *testing.T) {
+	const epochs = 3000
+	text := strings.Replace(tinyStudy, "{setting: aggregator, values: [mean, trained, untrained]}", "{setting: embed.views, values: [2, 4]}", 1)
+	text = strings.Replace(strings.Replace(text, "  embed.views: 4\n", "", 1), "epochs: 3,", fmt.Sprintf("epochs: %d,", epochs), 1)
+	text = strings.Replace(text, "seeds: 2", "seeds: 1", 1)
+	file := studyFile(t, text)
+	alone := dataFolder(t)
+	bagCohort(t, alone, 16)
+	ranStudy(t, file, "--data", alone)
+	want := figuresOf(t, alone, "tiny")
+
+	f := newFleet(t)
+	data := t.TempDir()
+	bagCohort(t, data, 16)
+	checkpoints := func() []string {
+		found, err := filepath.Glob(filepath.Join(f.blobs, "studies", "checkpoint", "*.safetensors"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return found
+	}
+	first := f.worker("--stages", "1")
+	ended := make(chan string, 1)
+	go func() {
+		var log bytes.Buffer
+		if code := run(t.Context(), []string{"study", "run", file, "--fleet", "--data", data}, &log, &log); code != exitDone {
+			ended <- log.String()
+		}
+		close(ended)
+	}()
+	f.until("a checkpoint is in the store", func(context.Context) bool { return len(checkpoints()) > 0 })
+	first.kill()
+	second := f.worker("--stages", "1")
+	if log := <-ended; log != "" {
+		t.Fatal(log)
+	}
+	if got := figuresOf(t, data, "tiny"); got != want {
+		t.Error("figures differ")
+	}
+	if left := checkpoints(); len(left) > 0 {
+		t.Errorf("%v are left", left)
+	}
+	if log := second.log.String(); !regexp.MustCompile(`a stage is under way.*aggregator.*`).MatchString(log) || strings.Contains(log, "done=1 of="+strconv.Itoa(epochs)) {
+		t.Errorf("it did not go on where it was:\n%s", log)
 	}
 }

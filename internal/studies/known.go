@@ -1,17 +1,13 @@
 package studies
 
 import (
-	"coverslip/internal/nn"
 	"coverslip/mil/split"
 	"coverslip/slidessl/study"
 )
 
-// embedded puts embeddings of slides beside what is known of them.
-func (s *slides) embedded(e study.Evaluation, ids []string, x, again *nn.Param) study.Embedded {
-	d := study.Embedded{X: x.Value, Dim: x.Cols, Columns: map[string][]string{}}
-	if again != nil {
-		d.Again = again.Value
-	}
+// rows are some of the slides, by name, with what is known of them.
+func (s *slides) rows(e study.Evaluation, ids []string) study.Embedded {
+	d := study.Embedded{Columns: map[string][]string{}}
 	at := make(map[string]int, len(s.ids))
 	for i, id := range s.ids {
 		at[id] = i

@@ -35,7 +35,9 @@ type Maker struct {
 	DB    *storage.DB // nil: only plans are made, and cohorts of the database are assumed
 	Blobs blob.Store
 	Dir   string // for checkpoints and files on their way
-	Tiles string // folder of the cohorts that the file declares; "" where none was named
+	// Shared puts checkpoints of training into the store, too, so that another machine goes on from there.
+	Shared bool
+	Tiles  string // folder of the cohorts that the file declares; "" where none was named
 	// Assume stands for cohorts that are not there; what is assumed is in Assumed.
 	Assume  bool
 	Assumed []string
@@ -61,6 +63,9 @@ const keptFeatures = 3
 
 func stageBlob(kind, key string) string { return "studies/" + kind + "/" + key + ".safetensors" }
 
+// checkpoint is the kind of blob that a stage leaves while it is made.
+const checkpoint = "checkpoint"
+
 // Has reports which stages are there.
 func (m *Maker) Has(ctx context.Context, keys []string) (map[string]bool, error) {
 	if m.DB == nil {
@@ -74,7 +79,10 @@ func (m *Maker) Has(ctx context.Context, keys []string) (map[string]bool, error)
 		if err != nil {
 			return nil, err
 		}
-		there[strings.TrimSuffix(info.Key[strings.LastIndex(info.Key, "/")+1:], ".safetensors")] = true
+		kind, name, _ := strings.Cut(strings.TrimPrefix(info.Key, "studies/"), "/")
+		if kind != checkpoint {
+			there[strings.TrimSuffix(name, ".safetensors")] = true
+		}
 	}
 	return there, nil
 }
@@ -315,10 +323,10 @@ func (m *Maker) keep(ctx context.Context, s study.Stage, params []*nn.Param, tex
 	if err := nn.Save(path, params, text); err != nil {
 		return err
 	}
-	return m.put(ctx, s, path)
+	return m.put(ctx, s.Kind, s.Key, path)
 }
 
-func (m *Maker) put(ctx context.Context, s study.Stage, path string) error {
+func (m *Maker) put(ctx context.Context, kind, key, path string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return diskError("read the stage back", path, err)
@@ -328,7 +336,7 @@ func (m *Maker) put(ctx context.Context, s study.Stage, path string) error {
 	if err != nil {
 		return diskError("read the stage back", path, err)
 	}
-	return m.Blobs.Put(ctx, stageBlob(s.Kind, s.Key), f, info.Size())
+	return m.Blobs.Put(ctx, stageBlob(kind, key), f, info.Size())
 }
 
 // maxStage bounds what is read into memory.
@@ -542,13 +550,29 @@ func (m *Maker) makeAggregator(ctx context.Context, s study.Stage) error {
 		return diskError("make room for checkpoints", dir, err)
 	}
 	report := m.progress(s)
-	t, err := slidessl.Train(ctx, set, src.where(s.Settings.Where), slidessl.Run{Checkpoint: filepath.Join(dir, "checkpoint.safetensors"), Resume: true,
-		Progress: func(p slidessl.Point) { report(p.Epoch, p.Epochs) }})
+	run := slidessl.Run{Checkpoint: filepath.Join(dir, "checkpoint.safetensors"), Resume: true, Progress: func(p slidessl.Point) { report(p.Epoch, p.Epochs) }}
+	if m.Shared {
+		if err := m.takeOver(ctx, s.Key, run.Checkpoint); err != nil {
+			return err
+		}
+		run.Saved = func(ctx context.Context) error { return m.put(ctx, checkpoint, s.Key, run.Checkpoint) }
+	}
+	t, err := slidessl.Train(ctx, set, src.where(s.Settings.Where), run)
 	if err != nil {
 		if k := coverslip.KindOf(err); !k.Retryable() { // nothing goes on from there
-			_ = os.RemoveAll(dir)
+			err = errors.Join(err, m.forget(ctx, s.Key, dir))
 		}
 		return err
+	}
+	if s.Settings.Embed.Plain && !set.View.Plain {
+		plain, err := m.slides(ctx, s.Settings.Cohort, s.Settings.Encoder, "", s.On[1], nil)
+		if err != nil {
+			return err
+		}
+		defer plain.close() //nolint:errcheck // what was read was read
+		if err := t.Standardise(ctx, plain.where(s.Settings.Where), s.Settings.Reading()); err != nil {
+			return err
+		}
 	}
 	path := filepath.Join(dir, "aggregator.safetensors")
 	card := slidessl.Card{Name: "study " + s.Key, Reading: s.Settings.Reading(), Data: slidessl.CardData{Cohort: s.Settings.Cohort, Slides: src.Len(), Bags: s.On[0], Encoder: s.Settings.Encoder}}
@@ -558,8 +582,36 @@ func (m *Maker) makeAggregator(ctx context.Context, s study.Stage) error {
 	if err := t.Save(path, card); err != nil {
 		return err
 	}
-	if err := m.put(ctx, s, path); err != nil {
+	if err := m.put(ctx, s.Kind, s.Key, path); err != nil {
 		return err
+	}
+	return m.forget(ctx, s.Key, dir)
+}
+
+// takeOver fetches the checkpoint of a stage that another machine left, unless this one has its own.
+func (m *Maker) takeOver(ctx context.Context, key, path string) error {
+	if _, err := os.Stat(path); err == nil {
+		return nil
+	}
+	raw, err := m.load(ctx, checkpoint, key)
+	if coverslip.KindOf(err) == coverslip.NotFound {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(path, raw, 0o600); err != nil {
+		return diskError("write the checkpoint", path, err)
+	}
+	return nil
+}
+
+// forget removes the checkpoints of a stage.
+func (m *Maker) forget(ctx context.Context, key, dir string) error {
+	if m.Shared {
+		if err := m.Blobs.Delete(ctx, stageBlob(checkpoint, key)); err != nil {
+			return err
+		}
 	}
 	return os.RemoveAll(dir)
 }
@@ -638,24 +690,12 @@ func (m *Maker) embedder(ctx context.Context, s study.Stage, src *slides) (func(
 }
 
 func (m *Maker) makeFigures(ctx context.Context, s study.Stage) error {
-	raw, err := m.load(ctx, "embeddings", s.On[0])
+	judged, done, err := m.judged(ctx, s)
 	if err != nil {
 		return err
 	}
-	f, err := nn.Parse(raw)
-	if err != nil {
-		return err
-	}
-	var ids []string
-	x := f.Params["embeddings"]
-	if err := json.Unmarshal([]byte(f.Text["slides"]), &ids); err != nil || x == nil || x.Rows != len(ids) {
-		return &coverslip.Error{Kind: coverslip.Invalid, Op: "read the embeddings", Path: stageBlob("embeddings", s.On[0]), Err: errors.Join(errors.New("they are not of slides"), err), Hint: "remove the blob, and run the study again"}
-	}
-	known, err := m.known(ctx, s.Settings.Embed.Cohort)
-	if err != nil {
-		return err
-	}
-	figures, err := study.Judge(*s.Evaluation, known.embedded(*s.Evaluation, ids, x, f.Params["again"]))
+	defer done() //nolint:errcheck // what was read was read
+	figures, err := study.Judge(*s.Evaluation, judged)
 	if err != nil {
 		return err
 	}
@@ -664,6 +704,43 @@ func (m *Maker) makeFigures(ctx context.Context, s study.Stage) error {
 		rows[i] = storage.StudyFigure{Figure: f.Name, Training: f.Group, Fold: f.Split, Value: f.Value}
 	}
 	return m.DB.PutFigures(ctx, s.Key, rows)
+}
+
+// judged are the embeddings that an evaluation is of, or the bags that are learned from in their place.
+func (m *Maker) judged(ctx context.Context, s study.Stage) (d study.Embedded, done func() error, err error) {
+	done = func() error { return nil }
+	if s.Settings.Aggregator == "abmil" {
+		src, err := m.slides(ctx, s.Settings.Embed.Cohort, s.Settings.Encoder, "", s.On[0], nil)
+		if err != nil {
+			return d, done, err
+		}
+		d = src.rows(*s.Evaluation, src.ids)
+		d.Learner = &abmil{ctx: ctx, of: src, seed: s.Settings.Train.Seed}
+		return d, src.close, nil
+	}
+	raw, err := m.load(ctx, "embeddings", s.On[0])
+	if err != nil {
+		return d, done, err
+	}
+	f, err := nn.Parse(raw)
+	if err != nil {
+		return d, done, err
+	}
+	var ids []string
+	x := f.Params["embeddings"]
+	if err := json.Unmarshal([]byte(f.Text["slides"]), &ids); err != nil || x == nil || x.Rows != len(ids) {
+		return d, done, &coverslip.Error{Kind: coverslip.Invalid, Op: "read the embeddings", Path: stageBlob("embeddings", s.On[0]), Err: errors.Join(errors.New("they are not of slides"), err), Hint: "remove the blob, and run the study again"}
+	}
+	known, err := m.known(ctx, s.Settings.Embed.Cohort)
+	if err != nil {
+		return d, done, err
+	}
+	d = known.rows(*s.Evaluation, ids)
+	d.X, d.Dim = x.Value, x.Cols
+	if again := f.Params["again"]; again != nil {
+		d.Again = again.Value
+	}
+	return d, done, nil
 }
 
 // known is what is known of a cohort's slides, without their bags.

@@ -86,7 +86,7 @@ func (p *Plan) evaluation(key string) *Evaluation {
 	panic("study: no evaluation " + key)
 }
 
-// Difference is how much a level changes a figure against the first level of its factor.
+// Difference is how much a level changes a figure against another of its factor.
 type Difference struct {
 	Factor     string `json:"factor"`
 	Level      string `json:"level"`
@@ -102,7 +102,7 @@ type Difference struct {
 	Seeds int `json:"seeds"`
 }
 
-// Differences compares every level with the first of its factor. Intervals are percentiles of draws in which seeds and
+// Differences compares every level with the first of its factor, or with what the plan says. Intervals are percentiles of draws in which seeds and
 // splits are each drawn anew (Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1, 2007): pairs of one
 // seed, or of one split, are not independent. Equal arguments give equal differences.
 func (p *Plan) Differences(r Results, draws int, rng *rand.Rand) []Difference {
@@ -133,34 +133,38 @@ type comparison struct {
 	seeds, splits int
 }
 
+// reference is what a level is compared with: itself, where with nothing.
+func (p *Plan) reference(factor int, level string) string {
+	if factor < len(p.Against) && p.Against[factor][level] != "" {
+		return p.Against[factor][level]
+	}
+	return p.Runs[0].Levels[factor]
+}
+
 // compare finds the pairs of a factor's levels.
 func (p *Plan) compare(r Results, factor int) []*comparison {
-	first := p.Runs[0].Levels[factor]
 	type place struct {
-		others string
-		seed   uint64
+		level, others string
+		seed          uint64
 		subject
 		split string
 	}
 	at := map[place]float64{}
-	visit := func(want bool, f func(run Run, at place, value float64)) {
+	visit := func(f func(at place, value float64)) {
 		for _, run := range p.Runs {
-			if (run.Levels[factor] == first) != want {
-				continue
-			}
 			others := slices.Clone(run.Levels)
 			others[factor] = ""
 			for _, k := range run.Evaluations {
 				e := p.evaluation(k)
 				for _, v := range r[k] {
 					if !math.IsNaN(v.Value) {
-						f(run, place{strings.Join(others, "\x00"), run.Seed, subject{e.Name, v.Name, v.Group}, v.Split}, v.Value)
+						f(place{run.Levels[factor], strings.Join(others, "\x00"), run.Seed, subject{e.Name, v.Name, v.Group}, v.Split}, v.Value)
 					}
 				}
 			}
 		}
 	}
-	visit(true, func(_ Run, k place, value float64) { at[k] = value })
+	visit(func(k place, value float64) { at[k] = value })
 	type which struct {
 		level string
 		subject
@@ -168,15 +172,20 @@ func (p *Plan) compare(r Results, factor int) []*comparison {
 	found := map[which]*comparison{}
 	seeds, splits := map[which]map[uint64]int{}, map[which]map[string]int{}
 	var order []*comparison
-	visit(false, func(run Run, k place, value float64) {
+	visit(func(k place, value float64) {
+		w := which{k.level, k.subject}
+		against := p.reference(factor, k.level)
+		if against == k.level {
+			return
+		}
+		k.level = against
 		reference, there := at[k]
 		if !there {
 			return
 		}
-		w := which{run.Levels[factor], k.subject}
 		c := found[w]
 		if c == nil {
-			c = &comparison{Difference: Difference{Factor: p.Factors[factor], Level: w.level, Against: first, Evaluation: k.evaluation, Figure: k.figure, Group: k.group}}
+			c = &comparison{Difference: Difference{Factor: p.Factors[factor], Level: w.level, Against: against, Evaluation: k.evaluation, Figure: k.figure, Group: k.group}}
 			found[w], seeds[w], splits[w] = c, map[uint64]int{}, map[string]int{}
 			order = append(order, c)
 		}

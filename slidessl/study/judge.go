@@ -25,6 +25,17 @@ type Embedded struct {
 	Columns map[string][]string
 	// Again are embeddings of the same slides from other views, [n,Dim]: alignment is of these pairs. Nil: none.
 	Again []float32
+	// Learner, if set, takes the place of embeddings and of the probe on them.
+	Learner Learner
+}
+
+// Learner learns slides' classes from their bags. Equal arguments give equal predictions.
+type Learner interface {
+	// Choices is how many settings it may be trained with; the first is that where nothing can be chosen by.
+	Choices() int
+	// Learn trains on the slides train, numbered as Embedded's, of the classes y, and gives the probability of each class
+	// for the slides test, [len(test),classes].
+	Learn(choice int, train, y []int, classes int, test []int) ([]float64, error)
 }
 
 // Figure is one number of an evaluation: what was measured, on which split.
@@ -68,7 +79,7 @@ func Judge(e Evaluation, d Embedded) ([]Figure, error) {
 	if len(classes) < 2 {
 		return nil, &coverslip.Error{Kind: coverslip.Invalid, Op: "judge embeddings by " + e.Label, Err: fmt.Errorf("%d slides have %d classes of it", len(keep), len(classes)), Hint: "give slides of both"}
 	}
-	j := judge{Evaluation: e, dim: d.Dim, classes: len(classes)}
+	j := judge{Evaluation: e, dim: d.Dim, classes: len(classes), learner: d.Learner}
 	for _, i := range keep {
 		j.rows, j.at = append(j.rows, d.Rows[i]), append(j.at, i)
 		j.x = append(j.x, d.X[i*d.Dim:(i+1)*d.Dim]...)
@@ -257,6 +268,7 @@ type judge struct {
 	at           []int // of Embedded
 	x            []float32
 	y            []int
+	learner      Learner
 }
 
 // collapse has a linear classifier on all slides for NC3 and NC4, with little penalty, as the measures are of a network
@@ -407,25 +419,15 @@ func (j judge) pick(rows []int) (x []float32, y []int) {
 
 // fit learns on one split and judges: AUC (of several classes the mean of each against the rest), balanced accuracy.
 func (j judge) fit(s split.Split, by split.By) (auc, accuracy float64, err error) {
-	x, y := j.pick(s.Rows(split.Train))
-	var m probe.Classifier
-	if j.Kind == "knn" {
-		m, err = probe.FitNeighbours(x, j.dim, y, j.classes, min(j.K, len(y)))
-	} else {
-		c := j.C
-		if c == 0 {
-			if c, err = j.strength(s, by); err != nil {
-				return 0, 0, err
-			}
-		}
-		m, err = probe.FitLogistic(x, j.dim, y, j.classes, c, probe.Options{Balanced: true})
+	predict := j.probed
+	if j.learner != nil {
+		predict = j.supervised
 	}
+	p, err := predict(s, by)
 	if err != nil {
 		return 0, 0, err
 	}
-	test, truth := j.pick(s.Rows(split.Test))
-	p := make([]float64, len(truth)*j.classes)
-	m.Predict(p, test)
+	_, truth := j.pick(s.Rows(split.Test))
 	predicted := make([]int, len(truth))
 	second := make([]float64, len(truth))
 	for i := range truth {
@@ -450,24 +452,61 @@ func (j judge) fit(s split.Split, by split.By) (auc, accuracy float64, err error
 	return auc, metric.BalancedAccuracy(truth, predicted, j.classes), nil
 }
 
+// probed are the probabilities that a probe gives the test side, [n,classes].
+func (j judge) probed(s split.Split, by split.By) ([]float64, error) {
+	x, y := j.pick(s.Rows(split.Train))
+	var m probe.Classifier
+	var err error
+	if j.Kind == "knn" {
+		m, err = probe.FitNeighbours(x, j.dim, y, j.classes, min(j.K, len(y)))
+	} else {
+		c := j.C
+		if c == 0 {
+			if c, err = j.strength(s, by); err != nil {
+				return nil, err
+			}
+		}
+		m, err = probe.FitLogistic(x, j.dim, y, j.classes, c, j.options())
+	}
+	if err != nil {
+		return nil, err
+	}
+	test, truth := j.pick(s.Rows(split.Test))
+	p := make([]float64, len(truth)*j.classes)
+	m.Predict(p, test)
+	return p, nil
+}
+
+func (j judge) options() probe.Options {
+	return probe.Options{Balanced: true, Standardise: j.Standardise}
+}
+
 // withoutChoice is C where a class has a single patient, and none can be chosen.
 const withoutChoice = 1
 
-// strength is C, chosen by up to five folds inside the training side.
-func (j judge) strength(s split.Split, by split.By) (float64, error) {
-	k := 5
+// innerFolds are those that a probe is chosen by, and learnerFolds those of learners, which take longer.
+const innerFolds, learnerFolds = 5, 3
+
+// inner are up to k folds inside the training side; none where a class has a single patient.
+func (j judge) inner(s split.Split, by split.By, k int) ([]split.Split, error) {
 	for _, n := range split.PatientsOf(j.rows, s) {
 		k = min(k, n)
 	}
 	if k < 2 {
-		return withoutChoice, nil
+		return nil, nil
 	}
 	if by == split.BySite {
 		by = split.ByPatient // inside, sites may be too few
 	}
-	inner, _, err := split.Inner(j.rows, s, k, by, rand.New(rand.NewPCG(j.Seed, 1)))
-	if err != nil {
-		return 0, err
+	folds, _, err := split.Inner(j.rows, s, k, by, rand.New(rand.NewPCG(j.Seed, 1)))
+	return folds, err
+}
+
+// strength is C, chosen inside the training side.
+func (j judge) strength(s split.Split, by split.By) (float64, error) {
+	inner, err := j.inner(s, by, innerFolds)
+	if err != nil || inner == nil {
+		return withoutChoice, err
 	}
 	train := s.Rows(split.Train)
 	place := map[int]int{}
@@ -486,6 +525,48 @@ func (j judge) strength(s split.Split, by split.By) (float64, error) {
 		folds = append(folds, f)
 	}
 	x, y := j.pick(train)
-	choice, err := probe.Choose(x, j.dim, y, j.classes, folds, probe.Strengths(), probe.Options{Balanced: true})
+	choice, err := probe.Choose(x, j.dim, y, j.classes, folds, probe.Strengths(), j.options())
 	return choice.C, err
+}
+
+// supervised are the probabilities that the learner gives the test side, with the choice that has the least log-loss inside
+// the training side.
+func (j judge) supervised(s split.Split, by split.By) ([]float64, error) {
+	learn := func(choice int, s split.Split, side split.Side) ([]float64, []int, error) {
+		train, test := s.Rows(split.Train), s.Rows(side)
+		_, y := j.pick(train)
+		_, truth := j.pick(test)
+		p, err := j.learner.Learn(choice, j.slides(train), y, j.classes, j.slides(test))
+		return p, truth, err
+	}
+	inner, err := j.inner(s, by, learnerFolds)
+	if err != nil {
+		return nil, err
+	}
+	best, least := 0, math.Inf(1)
+	for choice := range j.learner.Choices() {
+		loss := 0.0
+		for _, in := range inner {
+			p, truth, err := learn(choice, in, split.Val)
+			if err != nil {
+				return nil, err
+			}
+			for i, c := range truth {
+				loss -= math.Log(max(p[i*j.classes+c], 1e-12))
+			}
+		}
+		if loss < least {
+			best, least = choice, loss
+		}
+	}
+	p, _, err := learn(best, s, split.Test)
+	return p, err
+}
+
+// slides are rows as Embedded numbers them.
+func (j judge) slides(rows []int) (at []int) {
+	for _, r := range rows {
+		at = append(at, j.at[r])
+	}
+	return at
 }

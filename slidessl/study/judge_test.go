@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -423,5 +425,106 @@ func TestOnlySomeSlidesAreJudged(t *testing.T) {
 	}
 	if _, err := Judge(Evaluation{Kind: "geometry", Where: "part=none"}, d); coverslip.KindOf(err) != coverslip.Invalid {
 		t.Error(err)
+	}
+}
+
+// byRule predicts the parity of a slide's number: with choice 1 rightly, with the others wrongly. It counts what it learns.
+type byRule struct {
+	t       *testing.T
+	learned map[int]int
+	most    int // slides of one training
+}
+
+func (*byRule) Choices() int { return 3 }
+
+func (b *byRule) Learn(choice int, train, y []int, classes int, test []int) (p []float64, err error) {
+	b.learned[choice]++
+	b.most = max(b.most, len(train))
+	for i, slide := range train {
+		if y[i] != slide%2 || slices.Contains(test, slide) || classes != 2 {
+			b.t.Errorf("slide %d of class %d, tested on %v", slide, y[i], test)
+		}
+	}
+	for _, slide := range test {
+		right := 0.2
+		if choice == 1 {
+			right = 0.8
+		}
+		row := [2]float64{1 - right, 1 - right}
+		row[slide%2] = right
+		p = append(p, row[:]...)
+	}
+	return p, nil
+}
+
+func TestALearnerIsTunedInsideTheTrainingSide(t *testing.T) {
+	d := Embedded{Columns: map[string][]string{}}
+	for i := range 40 {
+		name := strconv.Itoa(i)
+		d.Rows = append(d.Rows, split.Row{Slide: name, Patient: name, Label: strconv.Itoa(i % 2)})
+	}
+	rule := &byRule{t: t, learned: map[int]int{}}
+	d.Learner = rule
+	e := Evaluation{Name: "p", Kind: "probe", Label: "l", By: "patient", Folds: 5, Slides: []int{12}, Draws: 4}
+	figures, err := Judge(e, d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range figures {
+		if f.Value != 1 || f.Group != "n=12" {
+			t.Errorf("%+v", f)
+		}
+	}
+	// Three folds of each choice, then the one that was chosen, on all that were drawn.
+	if len(figures) != 8 || rule.learned[0] != 12 || rule.learned[1] != 12+4 || rule.learned[2] != 12 || rule.most != 12 {
+		t.Errorf("%d figures, learned %v, of at most %d", len(figures), rule.learned, rule.most)
+	}
+	// The splits are those of a probe.
+	x := make([]float32, 40)
+	for i := range x {
+		x[i] = float32(i)
+	}
+	probed, err := Judge(e, Embedded{X: x, Dim: 1, Rows: d.Rows, Columns: d.Columns})
+	if err != nil || len(probed) != len(figures) {
+		t.Fatal(len(probed), err)
+	}
+	for i, f := range probed {
+		if g := figures[i]; f.Name != g.Name || f.Group != g.Group || f.Split != g.Split {
+			t.Errorf("%+v beside %+v", f, g)
+		}
+	}
+}
+
+func TestAStandardisedProbeDoesNotSeeScales(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 0))
+	d := Embedded{Dim: 4, Columns: map[string][]string{}}
+	other := d
+	for i := range 60 {
+		name := strconv.Itoa(i)
+		d.Rows = append(d.Rows, split.Row{Slide: name, Patient: name, Label: strconv.Itoa(i % 2)})
+		for k := range 4 {
+			v := float32(rng.NormFloat64() + 0.5*float64(i%2))
+			d.X = append(d.X, v)
+			other.X = append(other.X, v*[]float32{1, 64, 0.25, 8}[k]+float32(k))
+		}
+	}
+	other.Rows = d.Rows
+	e := Evaluation{Name: "p", Kind: "probe", Label: "l", By: "patient", Folds: 5, C: 0.1}
+	differ := func() bool {
+		a, err := Judge(e, d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := Judge(e, other)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return !slices.Equal(a, b)
+	}
+	if !differ() {
+		t.Error("without, it does not see them either")
+	}
+	if e.Standardise = true; differ() {
+		t.Error("it sees them")
 	}
 }

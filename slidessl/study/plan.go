@@ -107,7 +107,9 @@ type Run struct {
 type Plan struct {
 	Name    string   `json:"name"`
 	Factors []string `json:"factors"`
-	Runs    []Run    `json:"runs"`
+	// Against are, of each factor, the levels that are not compared with the first, and what they are compared with.
+	Against []map[string]string `json:"against,omitempty"`
+	Runs    []Run               `json:"runs"`
 	// Stages stand in an order in which they can be made: each after what it stands on.
 	Stages []Stage `json:"stages"`
 }
@@ -127,6 +129,13 @@ func (f *File) Plan(ctx context.Context, data Data, quick bool, rates Rates) (*P
 	p.plan.Name = f.Name
 	for _, factor := range f.Factors {
 		p.plan.Factors = append(p.plan.Factors, factor.Name)
+		against := map[string]string{}
+		for _, l := range factor.Levels {
+			if l.Against != "" {
+				against[l.Name] = l.Against
+			}
+		}
+		p.plan.Against = append(p.plan.Against, against)
 	}
 	seeds := f.Seeds
 	if quick && len(f.Quick.Seeds) > 0 {
@@ -357,6 +366,18 @@ func (p *planner) stages(ctx context.Context, s Settings) (evaluations []string,
 		return p.add(Stage{Kind: "views", Key: key("views", p.bags[of], s.Encoder, views), Settings: s, Cohort: cohort, Stored: views != nil, Views: views})
 	}
 	judges := p.cohorts[s.Embed.Cohort]
+	if s.Aggregator == "abmil" {
+		judged := bags(s.Embed.Cohort, true)
+		for _, e := range p.file.Evaluations {
+			if e.tuned() {
+				evaluations = append(evaluations, p.add(Stage{Kind: "evaluation", Key: key("evaluation", "abmil", judged, judges.Members, judges.Labels, s.Train.Seed, e), On: []string{judged}, Settings: s, Evaluation: &e}))
+			}
+		}
+		if err == nil && evaluations == nil {
+			err = invalid("give a probe without c", "abmil is judged by probes whose strength is chosen inside the training side, as its own settings are, and there is none")
+		}
+		return evaluations, err
+	}
 	var embeddings string
 	if !s.learned() {
 		judged := bags(s.Embed.Cohort, true)
@@ -364,7 +385,11 @@ func (p *planner) stages(ctx context.Context, s Settings) (evaluations []string,
 	} else {
 		learned := bags(s.Cohort, s.Train.View.Plain)
 		shown := p.cohorts[s.Cohort]
-		determined := []any{learned, shown.Members}
+		determined, on := []any{learned, shown.Members}, []string{learned}
+		if s.Embed.Plain && !s.Train.View.Plain { // the output's spread is found as slides are read
+			plain := bags(s.Cohort, true)
+			determined, on = append(determined, plain, s.Reading()), append(on, plain)
+		}
 		if s.Where != "" {
 			determined = append(determined, s.Where, shown.Labels)
 		}
@@ -375,7 +400,7 @@ func (p *planner) stages(ctx context.Context, s Settings) (evaluations []string,
 				determined = append(determined, s.Label, shown.Labels)
 			}
 		}
-		aggregator := p.add(Stage{Kind: "aggregator", Key: key("aggregator", determined...), On: []string{learned}, Settings: s})
+		aggregator := p.add(Stage{Kind: "aggregator", Key: key("aggregator", determined...), On: on, Settings: s})
 		judged := bags(s.Embed.Cohort, s.Embed.Plain || s.Embed.Views == 0)
 		embeddings = p.add(Stage{Kind: "embeddings", Key: key("embeddings", aggregator, judged, judges.Members, s.Reading(), s.Embed.Tap), On: []string{aggregator, judged}, Settings: s})
 	}
@@ -393,6 +418,9 @@ func (p *planner) add(s Stage) string {
 	}
 	return s.Key
 }
+
+// abmilSeconds is what a draw takes of four settings in three folds, on some 50 slides of some 40 tiles.
+const abmilSeconds = 15
 
 // guess is the time a stage takes on one core, and what it leaves: features and embeddings are float32, and a training
 // step costs three times what the forward pass does.
@@ -444,10 +472,13 @@ func (p *planner) guess(s Stage) (seconds float64, bytes int64) {
 	}
 	fits := s.Evaluation.Folds
 	if groups := len(s.Evaluation.Slides) + len(s.Evaluation.Shots); groups > 0 {
-		fits = groups * s.Evaluation.Draws
+		fits = groups * max(len(s.Evaluation.Imbalance), 1) * s.Evaluation.Draws
 	}
 	each := 0.002
-	if s.Evaluation.Kind == "probe" && s.Evaluation.C == 0 { // 45 strengths by five folds
+	switch {
+	case s.Settings.Aggregator == "abmil":
+		each = abmilSeconds
+	case s.Evaluation.tuned(): // 45 strengths by five folds
 		each = 0.15
 	}
 	return 0.1 + each*float64(fits), int64(200 * (fits + 5))

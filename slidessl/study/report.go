@@ -219,7 +219,7 @@ func (r Report) Markdown() string {
 		}
 	}
 	if p.Comparisons > 0 {
-		fmt.Fprintf(&b, "\n%s\n", explanation(p.Comparisons, len(r.File.Seeds)))
+		fmt.Fprintf(&b, "\n%s\n", explanation(p.Comparisons, r.Plan.seeds()))
 	}
 	if len(p.Failed) > 0 {
 		b.WriteString("\n## What failed\n\n")
@@ -245,5 +245,14 @@ func explanation(comparisons, seeds int) string {
 	return s
 }
 
+// seeds is how many its runs have.
+func (p *Plan) seeds() int {
+	met := map[uint64]bool{}
+	for _, r := range p.Runs {
+		met[r.Seed] = true
+	}
+	return len(met)
+}
+
 // Explain is explanation for the page.
-func (p page) Explain() string { return explanation(p.Comparisons, len(p.File.Seeds)) }
+func (p page) Explain() string { return explanation(p.Comparisons, p.Plan.seeds()) }

@@ -24,7 +24,8 @@ type Settings struct {
 	Label   string `yaml:"label" json:"label,omitempty"` // what labelled objectives learn
 	Encoder string `yaml:"encoder" json:"encoder"`
 	Views   Views  `yaml:"views" json:"views"`
-	// Aggregator is trained, untrained (as it was drawn), mean or mean+sd (of the bag's tiles, nothing learned).
+	// Aggregator is trained, untrained (as it was drawn), mean or mean+sd (of the bag's tiles, nothing learned), or abmil:
+	// no embedding, but gated attention (Ilse et al., arXiv 1802.04712) trained on the labels of each training side.
 	Aggregator string            `yaml:"aggregator" json:"aggregator"`
 	Train      slidessl.Settings `yaml:"train" json:"train"`
 	Embed      Embed             `yaml:"embed" json:"embed"`
@@ -172,14 +173,13 @@ func distance(a, b string) int {
 // defaults are those of coverslip pretrain, and Giga-SSL's views for those who ask for views.
 func defaults(kind, objectiveName string) Settings {
 	gigassl, _ := augment.Parse("gigassl") // a preset
-	s := Settings{Encoder: "efficientnet-lite0", Aggregator: "trained", Views: Views{Count: 25, Tiles: 256, Augment: Augment(gigassl.String()), Seed: 1},
-		Train: slidessl.DefaultSettings(kind, objectiveName, 0), Embed: Embed{Views: 100, Seed: 1}}
-	return s
+	return Settings{Encoder: "efficientnet-lite0", Aggregator: "trained", Views: Views{Count: 25, Tiles: 256, Augment: Augment(gigassl.String()), Seed: 1},
+		Train: slidessl.DefaultSettings(kind, objectiveName, 0), Embed: Embed{Seed: 1}}
 }
 
 // settings are those of a run: the defaults, and what is set by path.
 func settings(set map[string]yaml.Node) (Settings, error) {
-	kind, name := "sparse", "simclr"
+	kind, name := "local", "simclr"
 	if n, there := set["train.architecture.kind"]; there {
 		kind = n.Value
 	}
@@ -202,15 +202,22 @@ func settings(set map[string]yaml.Node) (Settings, error) {
 			return s, invalid("give "+word(field(reflect.ValueOf(s), path).Kind()), "%s: %s", path, oneLine(err))
 		}
 	}
-	// Augmented views are learned from, and embedded, where a study names any of their settings.
-	named := slices.ContainsFunc(leaves, func(path string) bool { _, there := set[path]; return there && strings.HasPrefix(path, "views.") })
-	for path, plain := range map[string]*bool{"train.view.plain": &s.Train.View.Plain, "embed.plain": &s.Embed.Plain} {
-		if _, there := set[path]; !there {
-			*plain = !named
-		}
+	// Augmented views are learned from where a study names any of their settings, and slides are read as coverslip embed
+	// reads them: from what was learned from, tiles as they are each once.
+	said := func(path string) bool { _, there := set[path]; return there }
+	if !said("train.view.plain") {
+		s.Train.View.Plain = !slices.ContainsFunc(leaves, func(path string) bool { return strings.HasPrefix(path, "views.") && said(path) })
 	}
-	if _, there := set["train.warmup"]; !there { // made for hundreds of epochs
-		s.Train.Warmup = min(s.Train.Warmup, s.Train.Epochs/10)
+	if !said("embed.plain") {
+		s.Embed.Plain = s.Train.View.Plain
+	}
+	if !said("embed.views") {
+		t := s.Train
+		t.View.Plain = s.Embed.Plain
+		s.Embed.Views = t.Reading().Views
+	}
+	if !said("train.warmup") {
+		s.Train.Warmup = min(s.Train.Warmup, s.Train.Epochs)
 	}
 	if s.Embed.Cohort == "" {
 		s.Embed.Cohort = s.Cohort
@@ -263,8 +270,8 @@ func (s Settings) check() error {
 	switch {
 	case s.Cohort == "":
 		return invalid("set cohort under fixed, or vary it", "it has no cohort")
-	case !slices.Contains([]string{"trained", "untrained", "mean", "mean+sd"}, s.Aggregator):
-		return invalid("take trained, untrained, mean or mean+sd", "there is no aggregator %q", s.Aggregator)
+	case !slices.Contains([]string{"trained", "untrained", "mean", "mean+sd", "abmil"}, s.Aggregator):
+		return invalid("take trained, untrained, mean, mean+sd or abmil", "there is no aggregator %q", s.Aggregator)
 	case s.Views.Count < 0 || s.Views.Count > 1000 || s.Views.Tiles < 1 || s.Views.Tiles > 100_000:
 		return invalid("give 0 to 1000 views of 1 to 100,000 tiles", "%d views of %d tiles", s.Views.Count, s.Views.Tiles)
 	case s.Embed.Views < 0 || s.Embed.Views > 100_000:
@@ -272,7 +279,7 @@ func (s Settings) check() error {
 	}
 	if !s.learned() {
 		if s.Embed.Tap != "" {
-			return invalid("leave embed.tap out", "%s pooling has no layer %s", s.Aggregator, s.Embed.Tap)
+			return invalid("leave embed.tap out", "%s has no layer %s", s.Aggregator, s.Embed.Tap)
 		}
 		return nil
 	}

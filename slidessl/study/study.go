@@ -53,12 +53,19 @@ type Factor struct {
 	Setting string      `yaml:"setting"`
 	Values  []yaml.Node `yaml:"values"`
 	Levels  []Level     `yaml:"levels"`
+	// Parts become levels behind those of Levels, as in figure 5 of SimCLR: none, each alone, every two together, all but
+	// each, all. Lists of one setting are joined in the order of the parts. Without is what holds where no part says
+	// otherwise.
+	Parts   []Level              `yaml:"parts"`
+	Without map[string]yaml.Node `yaml:"without"`
 }
 
 // Level is one value of a factor.
 type Level struct {
 	Name string               `yaml:"name"`
 	Set  map[string]yaml.Node `yaml:"set"`
+	// Against is the level that it is compared with, the first by default.
+	Against string `yaml:"against"`
 }
 
 // Quick is a smaller study of the same question.
@@ -87,7 +94,9 @@ type Evaluation struct {
 	Shots  []int   `yaml:"shots" json:"shots,omitempty"`
 	Draws  int     `yaml:"draws" json:"draws,omitempty"`
 	C      float64 `yaml:"c" json:"c,omitempty"` // inverse strength of the penalty; 0 is chosen inside the training side
-	K      int     `yaml:"k" json:"k,omitempty"` // neighbours, 20
+	// Standardise brings each number to mean 0 and deviation 1 over the training side of a probe.
+	Standardise bool `yaml:"standardise" json:"standardise,omitempty"`
+	K           int  `yaml:"k" json:"k,omitempty"` // neighbours, 20
 	// Imbalance are how many slides of the most frequent class there are to one of the rarest, of each number in Slides;
 	// two classes.
 	Imbalance []float64 `yaml:"imbalance" json:"imbalance,omitempty"`
@@ -127,6 +136,9 @@ const (
 
 // Kinds of evaluations there are, and whether each needs a label.
 var kinds = map[string]bool{"probe": true, "knn": true, "collapse": true, "ood": true, "geometry": false, "graph": false}
+
+// tuned reports a probe whose strength is chosen inside the training side: abmil is judged by these alone.
+func (e Evaluation) tuned() bool { return e.Kind == "probe" && e.C == 0 }
 
 // Columns are those of the cohort that it reads beside its label.
 func (e Evaluation) Columns() (columns []string) {
@@ -281,9 +293,16 @@ func (factor *Factor) complete() error {
 	switch {
 	case factor.Name == "":
 		return invalid("give it a name, or a setting with values", "a factor without a name")
-	case (factor.Setting != "") != (len(factor.Values) > 0) || len(factor.Values) > 0 && len(factor.Levels) > 0:
+	case (factor.Setting != "") != (len(factor.Values) > 0) || len(factor.Values) > 0 && len(factor.Levels)+len(factor.Parts) > 0:
 		return invalid("give a setting with its values, or levels that each set something", "factor %s is neither a setting nor levels", factor.Name)
+	case len(factor.Parts) == 1 || len(factor.Parts) > maxParts || len(factor.Parts) == 0 && len(factor.Without) > 0:
+		return invalid(fmt.Sprintf("give 2 to %d, or levels", maxParts), "factor %s has %d parts", factor.Name, len(factor.Parts))
 	}
+	composed, err := factor.compose()
+	if err != nil {
+		return err
+	}
+	factor.Levels, factor.Parts, factor.Without = append(factor.Levels, composed...), nil, nil
 	for _, v := range factor.Values {
 		name := or(strings.TrimSpace(text(v)), "none")
 		factor.Levels = append(factor.Levels, Level{Name: name, Set: map[string]yaml.Node{factor.Setting: v}})
@@ -302,7 +321,94 @@ func (factor *Factor) complete() error {
 	if again := twice(names); again != nil {
 		return invalid("name each differently", "two levels of factor %s are called %s", factor.Name, *again)
 	}
+	for _, l := range factor.Levels {
+		if l.Against != "" && (l.Against == l.Name || !slices.Contains(names, l.Against)) {
+			return invalid("name another level of the factor", "level %s of factor %s is compared with %s", l.Name, factor.Name, l.Against)
+		}
+	}
 	return nil
+}
+
+// maxParts are 2016 pairs.
+const maxParts = 64
+
+// compose makes levels of the factor's parts.
+func (factor *Factor) compose() (levels []Level, err error) {
+	n := len(factor.Parts)
+	if n == 0 {
+		return nil, nil
+	}
+	met := map[string]bool{}
+	add := func(name, against string, in func(i int) bool) {
+		var parts []int
+		for i := range n {
+			if in(i) {
+				parts = append(parts, i)
+			}
+		}
+		if of := fmt.Sprint(parts); err == nil && !met[of] { // of three parts all but one is a pair
+			met[of] = true
+			var set map[string]yaml.Node
+			if set, err = factor.together(parts); err == nil {
+				levels = append(levels, Level{name, set, against})
+			}
+		}
+	}
+	name := func(i int) string { return factor.Parts[i].Name }
+	add("none", "", func(int) bool { return false })
+	for i := range n {
+		add(name(i), "none", func(k int) bool { return k == i })
+	}
+	for i := range n {
+		for j := i + 1; j < n; j++ {
+			add(name(i)+" + "+name(j), "none", func(k int) bool { return k == i || k == j })
+		}
+	}
+	for i := range n {
+		add("all but "+name(i), "all", func(k int) bool { return k != i })
+	}
+	add("all", "none", func(int) bool { return true })
+	if n < 3 { // all is a pair
+		levels[n+1].Name = "all"
+	}
+	return levels, err
+}
+
+// together are the settings of some parts, and of what holds without the others.
+func (factor *Factor) together(parts []int) (map[string]yaml.Node, error) {
+	set := map[string]yaml.Node{}
+	for _, i := range parts {
+		part := factor.Parts[i]
+		if part.Name == "" || part.Against != "" {
+			return nil, invalid("give it a name and what it sets", "part %d of factor %s has no name, or says what it is compared with", i+1, factor.Name)
+		}
+		flat, err := flatten(part.Set)
+		if err != nil {
+			return nil, err
+		}
+		for path, n := range flat {
+			before, there := set[path]
+			if !there {
+				set[path] = n
+				continue
+			}
+			if before.Kind != yaml.SequenceNode || n.Kind != yaml.SequenceNode {
+				return nil, invalid("parts share lists alone, which are joined", "line %d: part %s of factor %s sets %s, which another sets, too", n.Line, part.Name, factor.Name, path)
+			}
+			before.Content = slices.Concat(before.Content, n.Content)
+			set[path] = before
+		}
+	}
+	without, err := flatten(factor.Without)
+	if err != nil {
+		return nil, err
+	}
+	for path, n := range without {
+		if _, there := set[path]; !there {
+			set[path] = n
+		}
+	}
+	return set, nil
 }
 
 // text is a value on one line.
@@ -340,8 +446,8 @@ func (f *File) checkEvaluations() error {
 			return invalid("leave the label out", "evaluation %s looks at no label", e.Name)
 		case !learns && (e.Folds != 0 || e.By != "" || len(e.Slides)+len(e.Shots)+len(e.Imbalance) > 0 || e.Draws != 0):
 			return invalid("leave folds, by, slides, shots, imbalance and draws out", "evaluation %s draws no sides", e.Name)
-		case e.Kind != "probe" && e.C != 0 || e.K != 0 && e.Kind != "knn" && e.Kind != "ood" && e.Kind != "graph" || e.Kind != "ood" && e.Classes != "":
-			return invalid("c is of probe, k of knn, graph and ood, classes of ood", "evaluation %s has a setting of another", e.Name)
+		case e.Kind != "probe" && (e.C != 0 || e.Standardise) || e.K != 0 && e.Kind != "knn" && e.Kind != "ood" && e.Kind != "graph" || e.Kind != "ood" && e.Classes != "":
+			return invalid("c and standardise are of probe, k of knn, graph and ood, classes of ood", "evaluation %s has a setting of another", e.Name)
 		case e.Folds < 0 || e.Folds == 1 || e.Draws < 0 || e.K < 0 || !(e.C >= 0) || math.IsInf(e.C, 0):
 			return invalid("at least two folds, and nothing below zero", "evaluation %s has %d folds, %d draws, c %g, k %d", e.Name, e.Folds, e.Draws, e.C, e.K)
 		case !slices.Contains([]string{"", "patient", "site", "none"}, e.By):

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,6 +12,8 @@ import (
 	"testing"
 
 	"coverslip"
+	"coverslip/encoder"
+	"coverslip/encoder/augment"
 )
 
 const good = `
@@ -132,6 +135,93 @@ func TestOneFactorAtATime(t *testing.T) {
 	}
 }
 
+// composed is a factor of parts, of which two share a list.
+const composed = `name: s
+fixed: {cohort: idc}
+factors:
+  - name: tiles
+    levels:
+      - {name: published, set: {views.augment: gigassl, train.view.flip: true}}
+    without: {views.augment: none, train.view.flip: false}
+    parts:
+      - {name: grey, set: {views.augment: [{p: 0.2, grayscale: {}}]}}
+      - {name: turns, set: {views.augment: [{p: 1, turn: {}}]}}
+      - {name: flips, set: {train.view.flip: true}}
+      - {name: tiles, set: {train.view.tiles: 5}}
+evaluations: [{kind: probe, label: grade}]
+`
+
+func TestPartsAreComposed(t *testing.T) {
+	p := plan(t, composed, false)
+	var levels []string
+	of := map[string]Settings{}
+	for _, r := range p.Runs {
+		levels = append(levels, r.Levels[0])
+		for _, s := range p.Stages {
+			if s.Key == r.Evaluations[0] {
+				of[r.Levels[0]] = s.Settings
+			}
+		}
+	}
+	want := "published, none, grey, turns, flips, tiles, grey + turns, grey + flips, grey + tiles, turns + flips, turns + tiles, flips + tiles, " +
+		"all but grey, all but turns, all but flips, all but tiles, all"
+	if got := strings.Join(levels, ", "); got != want {
+		t.Errorf("%s", got)
+	}
+	for level, want := range map[string]struct {
+		augment string
+		flip    bool
+		tiles   int
+	}{
+		"none": {"none", false, 16}, "flips": {"none", true, 16}, "all but grey": {"[{p: 1, turn: {}}]", true, 5},
+		"grey + turns": {"[{p: 0.2, grayscale: {}}, {p: 1, turn: {}}]", false, 16}, "all": {"[{p: 0.2, grayscale: {}}, {p: 1, turn: {}}]", true, 5},
+	} {
+		spec, err := augment.Parse(want.augment)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s := of[level]; string(s.Views.Augment) != spec.String() || s.Train.View.Flip != want.flip || s.Train.View.Tiles != want.tiles {
+			t.Errorf("%s: %s, flip %v, %d tiles", level, s.Views.Augment, s.Train.View.Flip, s.Train.View.Tiles)
+		}
+	}
+	// Levels are compared with what they were made of.
+	r := Results{}
+	for i, run := range p.Runs {
+		r[run.Evaluations[0]] = []Figure{{Name: "auc", Group: "all", Split: "0", Value: float64(i)}, {Name: "auc", Group: "all", Split: "1", Value: float64(i)}}
+	}
+	against := map[string]string{}
+	for _, d := range p.Differences(r, 20, rand.New(rand.NewPCG(1, 0))) {
+		against[d.Level] = d.Against
+		if want := float64(slices.Index(levels, d.Level) - slices.Index(levels, d.Against)); d.Value != want {
+			t.Errorf("%s against %s: %g, want %g", d.Level, d.Against, d.Value, want)
+		}
+	}
+	for level, want := range map[string]string{"published": "", "none": "published", "grey": "none", "grey + turns": "none", "all but grey": "all", "all": "none"} {
+		if against[level] != want {
+			t.Errorf("%s is compared with %q, want %q", level, against[level], want)
+		}
+	}
+}
+
+func TestFewPartsMakeNoLevelTwice(t *testing.T) {
+	for n, want := range map[int]string{2: "none, a, b, all", 3: "none, a, b, c, a + b, a + c, b + c, all"} {
+		f := Factor{Name: "f"}
+		for _, name := range []string{"a", "b", "c"}[:n] {
+			f.Parts = append(f.Parts, Level{Name: name})
+		}
+		if err := f.complete(); err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, l := range f.Levels {
+			got = append(got, l.Name)
+		}
+		if strings.Join(got, ", ") != want {
+			t.Errorf("%d parts: %v", n, got)
+		}
+	}
+}
+
 func TestRunsShareWhatIsTheSame(t *testing.T) {
 	study := func(factor string, extra string) *Plan {
 		return plan(t, "name: s\nfixed: {cohort: idc"+extra+"}\nfactors:\n  - "+factor+"\nevaluations: [{kind: probe, label: grade}, {kind: geometry}]\n", false)
@@ -146,7 +236,8 @@ func TestRunsShareWhatIsTheSame(t *testing.T) {
 	}{
 		{"{setting: embed.views, values: " + twenty + "]}", "", 1, 1, 20, 40},
 		{"{setting: embed.tap, values: ['', projector.1, projector.2, projector.3]}", "", 1, 1, 4, 8},
-		{"{setting: embed.plain, values: [true, false]}", ", views.count: 10", 2, 1, 2, 4},
+		// Where slides are read otherwise than they were learned from, what they are brought to is another.
+		{"{setting: embed.plain, values: [true, false]}", ", views.count: 10", 2, 2, 2, 4},
 		{"{setting: views.augment, values: [none, histo]}", "", 2, 2, 2, 4},
 		{"{setting: embed.cohort, values: [idc, crc]}", "", 2, 1, 2, 4},
 		// What is not learned knows no objective, and its bag is that of tiles as they are.
@@ -154,6 +245,8 @@ func TestRunsShareWhatIsTheSame(t *testing.T) {
 		{"{setting: train.objective, values: [simclr, byol]}", ", aggregator: untrained", 1, 1, 1, 2},
 		{"{setting: aggregator, values: [trained, untrained, mean, mean+sd]}", "", 1, 2, 4, 8},
 		{"{setting: aggregator, values: [trained, mean]}", ", views.count: 10", 2, 1, 2, 4},
+		// What is learned from labels has no embedding, and no geometry.
+		{"{setting: aggregator, values: [mean, abmil]}", "", 1, 0, 1, 3},
 		{"{setting: train.view.plain, values: [true, false]}", ", embed.views: 0, views.count: 10", 2, 2, 2, 4},
 	} {
 		p := study(c.factor, c.extra)
@@ -251,65 +344,70 @@ func TestWrongStudiesAreRefusedWithARemedy(t *testing.T) {
 		kind coverslip.Kind
 		says string
 	}{
-		"empty":                    {"", coverslip.Invalid, "empty"},
-		"no YAML":                  {"name: [", coverslip.Invalid, "line 1"},
-		"two documents":            {good + "---\nname: b\n", coverslip.Invalid, "second document"},
-		"unknown key":              {good + "factor: 3\n", coverslip.Invalid, "factor"},
-		"unknown factor":           {with("train.objective\n", "train.objectiv\n"), coverslip.Invalid, "did you mean train.objective?"},
-		"unknown setting":          {with("epochs: 20", "epoch: 20"), coverslip.Invalid, "did you mean train.epochs?"},
-		"nothing like it":          {with("epochs: 20", "flux_capacitor: 20"), coverslip.Invalid, "settings begin with"},
-		"fixed and varied":         {with("epochs: 20", "objective: byol"), coverslip.Invalid, "which fixed sets, too"},
-		"varied twice":             {with("views.augment: gigassl", "train.objective: byol"), coverslip.Invalid, "which factor train.objective sets, too"},
-		"quick and varied":         {with("set: {train.epochs: 2}", "set: {train.objective: byol}"), coverslip.Invalid, "which factor train.objective varies"},
-		"seed as a setting":        {with("epochs: 20", "seed: 4"), coverslip.Invalid, "seeds"},
-		"one level":                {with("[simclr, vicreg]", "[simclr]"), coverslip.Invalid, "does not vary"},
-		"the same level twice":     {with("[simclr, vicreg]", "[simclr, simclr]"), coverslip.Invalid, "two levels"},
-		"the same seed twice":      {with("seeds: 3", "seeds: [1, 1]"), coverslip.Invalid, "seed 1 is there twice"},
-		"no seeds":                 {with("seeds: 3", "seeds: 0"), coverslip.Invalid, "0 seeds"},
-		"no name":                  {with("name: objectives", "name: Objectives/1"), coverslip.Invalid, "no name"},
-		"no evaluation":            {with("  - {kind: probe, label: grade, slides: [25, 50], draws: 12}\n  - {kind: geometry}\n", "  []\n"), coverslip.Invalid, "evaluates nothing"},
-		"unknown evaluation":       {with("kind: geometry", "kind: vibes"), coverslip.Invalid, "vibes"},
-		"the same evaluation":      {with("kind: geometry", "kind: probe, label: grade"), coverslip.Invalid, "two evaluations"},
-		"probe without label":      {with("label: grade, ", ""), coverslip.Invalid, "no label"},
-		"label the cohort lacks":   {with("label: grade", "label: stage"), coverslip.Invalid, "its labels are grade, idc, site"},
-		"label of one value":       {with("label: grade", "label: site"), coverslip.Invalid, "nothing to tell apart"},
-		"cohort without labels":    {with("cohort: idc", "cohort: bare"), coverslip.Invalid, "import csv"},
-		"no cohort":                {with("  cohort: idc\n", ""), coverslip.Invalid, "no cohort"},
-		"unknown cohort":           {with("cohort: idc", "cohort: tcga"), coverslip.NotFound, "coverslip cohorts"},
-		"unknown encoder":          {with("cohort: idc", "cohort: idc\n  encoder: uni"), coverslip.NotFound, "coverslip models"},
-		"unknown objective":        {with("[simclr, vicreg]", "[simclr, vicregg]"), coverslip.Invalid, "vicregg"},
-		"wrong option":             {with("epochs: 20", "epochs: 20\n    options: {temperature: 0.1}"), coverslip.Invalid, "vicreg has no temperature"},
-		"wrong type":               {with("epochs: 20", "epochs: many"), coverslip.Invalid, "train.epochs"},
-		"no value":                 {with("epochs: 20", "epochs:"), coverslip.Invalid, "no value"},
-		"unknown augmentation":     {with("gigassl", "gigasl"), coverslip.NotFound, "views.augment"},
-		"unknown tap":              {with("cohort: idc", "cohort: idc\n  embed: {tap: projector.4}"), coverslip.Invalid, "projector.1, projector.2, projector.3"},
-		"tap of a mean":            {with("cohort: idc", "cohort: idc\n  aggregator: mean\n  embed: {tap: projector.1}"), coverslip.Invalid, "mean pooling has no layer"},
-		"no slides to learn":       {with("epochs: 20", "epochs: 20\n    batch: 1"), coverslip.Invalid, "batch"},
-		"labelled without label":   {with("[simclr, vicreg]", "[simclr, supcon]"), coverslip.Invalid, "set label to a column"},
-		"label it does not have":   {with("[simclr, vicreg]", "[simclr, supcon]\n  - {name: l, levels: [{name: a, set: {label: stage}}, {name: b, set: {label: grade}}]}"), coverslip.Invalid, "no label stage"},
-		"where is no condition":    {with("cohort: idc", "cohort: idc\n  where: grade"), coverslip.Invalid, "column=value"},
-		"where of no column":       {with("cohort: idc", "cohort: idc\n  where: part=train"), coverslip.Invalid, "no label part"},
-		"where of no value":        {with("cohort: idc", "cohort: idc\n  where: grade=7"), coverslip.Invalid, "it has 1, 2"},
-		"a side alone":             {with("slides: [25, 50]", "train: grade=1, slides: [25, 50]"), coverslip.Invalid, "give both"},
-		"sides and folds":          {with("slides: [25, 50]", "train: grade=1, test: grade=2, folds: 3, slides: [25, 50]"), coverslip.Invalid, "without folds"},
-		"a side of no value":       {with("slides: [25, 50]", "train: grade=1, test: grade=9, slides: [25, 50]"), coverslip.Invalid, "it has 1, 2"},
-		"where judged of no value": {with("slides: [25, 50]", "where: grade=9, slides: [25, 50]"), coverslip.Invalid, "it has 1, 2"},
-		"judged where nothing":     {with("slides: [25, 50]", "where: grade, slides: [25, 50]"), coverslip.Invalid, "no condition"},
-		"equal sides":              {with("slides: [25, 50]", "train: grade=1, test: grade=1, slides: [25, 50]"), coverslip.Invalid, "another for each"},
-		"ood without sides":        {with("kind: geometry", "kind: ood, label: grade"), coverslip.Invalid, "give both"},
-		"uneven of no number":      {with("slides: [25, 50], draws: 12", "imbalance: [4]"), coverslip.Invalid, "slides: [40]"},
-		"uneven the wrong way":     {with("draws: 12", "draws: 12, imbalance: [0.5]"), coverslip.Invalid, "1 or more"},
-		"turned and rotated":       {with("[simclr, vicreg]", "[simclr, rotation]\n  - {setting: train.view.rotate, values: [true, false]}"), coverslip.Invalid, "rotate and flip to false"},
-		"cohort of no kind":        {with("name: objectives", "name: objectives\ncohorts: {idc: {folder: x}}"), coverslip.Invalid, "patients or pseudo"},
-		"cohort that is empty":     {with("name: objectives", "name: objectives\ncohorts: {idc: }"), coverslip.Invalid, "empty"},
-		"folder elsewhere":         {with("name: objectives", "name: objectives\ncohorts: {idc: {kind: patients, folder: /etc}}"), coverslip.Invalid, "lies elsewhere"},
-		"folder above":             {with("name: objectives", "name: objectives\ncohorts: {idc: {kind: patients, folder: ../x}}"), coverslip.Invalid, "lies elsewhere"},
-		"pseudo of one class":      {with("name: objectives", "name: objectives\ncohorts: {idc: {kind: pseudo, folder: x, background: H, foreground: H}}"), coverslip.Invalid, "two classes"},
-		"pseudo without parts":     {with("name: objectives", "name: objectives\ncohorts: {idc: {kind: pseudo, folder: x, background: H, foreground: A}}"), coverslip.Invalid, "no parts"},
-		"unknown mark":             {with("name: objectives", "name: objectives\ncohorts: {idc: {kind: pseudo, folder: x, background: H, foreground: A, parts: [{name: a, slides: 3, mark: coffee}]}}"), coverslip.Invalid, "coffee"},
-		"odd sites":                {with("name: objectives", "name: objectives\ncohorts: {idc: {kind: pseudo, folder: x, background: H, foreground: A, parts: [{name: a, slides: 3, spurious: 0.5}]}}"), coverslip.Invalid, "sites in pairs"},
-		"seed too large":           {with("seeds: 3", "seeds: [9223372036854775808]"), coverslip.Invalid, "above"},
-		"a grid of a million":      {"name: many\nfixed: {cohort: idc}\nfactors:\n" + many + "evaluations: [{kind: geometry}]\n", coverslip.TooLarge, "more than 100000 runs"},
+		"empty":                     {"", coverslip.Invalid, "empty"},
+		"no YAML":                   {"name: [", coverslip.Invalid, "line 1"},
+		"two documents":             {good + "---\nname: b\n", coverslip.Invalid, "second document"},
+		"unknown key":               {good + "factor: 3\n", coverslip.Invalid, "factor"},
+		"unknown factor":            {with("train.objective\n", "train.objectiv\n"), coverslip.Invalid, "did you mean train.objective?"},
+		"unknown setting":           {with("epochs: 20", "epoch: 20"), coverslip.Invalid, "did you mean train.epochs?"},
+		"nothing like it":           {with("epochs: 20", "flux_capacitor: 20"), coverslip.Invalid, "settings begin with"},
+		"fixed and varied":          {with("epochs: 20", "objective: byol"), coverslip.Invalid, "which fixed sets, too"},
+		"varied twice":              {with("views.augment: gigassl", "train.objective: byol"), coverslip.Invalid, "which factor train.objective sets, too"},
+		"quick and varied":          {with("set: {train.epochs: 2}", "set: {train.objective: byol}"), coverslip.Invalid, "which factor train.objective varies"},
+		"seed as a setting":         {with("epochs: 20", "seed: 4"), coverslip.Invalid, "seeds"},
+		"one level":                 {with("[simclr, vicreg]", "[simclr]"), coverslip.Invalid, "does not vary"},
+		"the same level twice":      {with("[simclr, vicreg]", "[simclr, simclr]"), coverslip.Invalid, "two levels"},
+		"the same seed twice":       {with("seeds: 3", "seeds: [1, 1]"), coverslip.Invalid, "seed 1 is there twice"},
+		"no seeds":                  {with("seeds: 3", "seeds: 0"), coverslip.Invalid, "0 seeds"},
+		"no name":                   {with("name: objectives", "name: Objectives/1"), coverslip.Invalid, "no name"},
+		"no evaluation":             {with("  - {kind: probe, label: grade, slides: [25, 50], draws: 12}\n  - {kind: geometry}\n", "  []\n"), coverslip.Invalid, "evaluates nothing"},
+		"unknown evaluation":        {with("kind: geometry", "kind: vibes"), coverslip.Invalid, "vibes"},
+		"the same evaluation":       {with("kind: geometry", "kind: probe, label: grade"), coverslip.Invalid, "two evaluations"},
+		"probe without label":       {with("label: grade, ", ""), coverslip.Invalid, "no label"},
+		"label the cohort lacks":    {with("label: grade", "label: stage"), coverslip.Invalid, "its labels are grade, idc, site"},
+		"label of one value":        {with("label: grade", "label: site"), coverslip.Invalid, "nothing to tell apart"},
+		"cohort without labels":     {with("cohort: idc", "cohort: bare"), coverslip.Invalid, "import csv"},
+		"no cohort":                 {with("  cohort: idc\n", ""), coverslip.Invalid, "no cohort"},
+		"unknown cohort":            {with("cohort: idc", "cohort: tcga"), coverslip.NotFound, "coverslip cohorts"},
+		"unknown encoder":           {with("cohort: idc", "cohort: idc\n  encoder: uni"), coverslip.NotFound, "coverslip models"},
+		"unknown objective":         {with("[simclr, vicreg]", "[simclr, vicregg]"), coverslip.Invalid, "vicregg"},
+		"wrong option":              {with("epochs: 20", "epochs: 20\n    options: {temperature: 0.1}"), coverslip.Invalid, "vicreg has no temperature"},
+		"wrong type":                {with("epochs: 20", "epochs: many"), coverslip.Invalid, "train.epochs"},
+		"no value":                  {with("epochs: 20", "epochs:"), coverslip.Invalid, "no value"},
+		"unknown augmentation":      {with("gigassl", "gigasl"), coverslip.NotFound, "views.augment"},
+		"unknown tap":               {with("cohort: idc", "cohort: idc\n  embed: {tap: projector.4}"), coverslip.Invalid, "projector.1, projector.2, projector.3"},
+		"tap of a mean":             {with("cohort: idc", "cohort: idc\n  aggregator: mean\n  embed: {tap: projector.1}"), coverslip.Invalid, "mean has no layer"},
+		"no slides to learn":        {with("epochs: 20", "epochs: 20\n    batch: 1"), coverslip.Invalid, "batch"},
+		"labelled without label":    {with("[simclr, vicreg]", "[simclr, supcon]"), coverslip.Invalid, "set label to a column"},
+		"label it does not have":    {with("[simclr, vicreg]", "[simclr, supcon]\n  - {name: l, levels: [{name: a, set: {label: stage}}, {name: b, set: {label: grade}}]}"), coverslip.Invalid, "no label stage"},
+		"where is no condition":     {with("cohort: idc", "cohort: idc\n  where: grade"), coverslip.Invalid, "column=value"},
+		"where of no column":        {with("cohort: idc", "cohort: idc\n  where: part=train"), coverslip.Invalid, "no label part"},
+		"where of no value":         {with("cohort: idc", "cohort: idc\n  where: grade=7"), coverslip.Invalid, "it has 1, 2"},
+		"a side alone":              {with("slides: [25, 50]", "train: grade=1, slides: [25, 50]"), coverslip.Invalid, "give both"},
+		"sides and folds":           {with("slides: [25, 50]", "train: grade=1, test: grade=2, folds: 3, slides: [25, 50]"), coverslip.Invalid, "without folds"},
+		"a side of no value":        {with("slides: [25, 50]", "train: grade=1, test: grade=9, slides: [25, 50]"), coverslip.Invalid, "it has 1, 2"},
+		"where judged of no value":  {with("slides: [25, 50]", "where: grade=9, slides: [25, 50]"), coverslip.Invalid, "it has 1, 2"},
+		"judged where nothing":      {with("slides: [25, 50]", "where: grade, slides: [25, 50]"), coverslip.Invalid, "no condition"},
+		"equal sides":               {with("slides: [25, 50]", "train: grade=1, test: grade=1, slides: [25, 50]"), coverslip.Invalid, "another for each"},
+		"ood without sides":         {with("kind: geometry", "kind: ood, label: grade"), coverslip.Invalid, "give both"},
+		"uneven of no number":       {with("slides: [25, 50], draws: 12", "imbalance: [4]"), coverslip.Invalid, "slides: [40]"},
+		"uneven the wrong way":      {with("draws: 12", "draws: 12, imbalance: [0.5]"), coverslip.Invalid, "1 or more"},
+		"turned and rotated":        {with("[simclr, vicreg]", "[simclr, rotation]\n  - {setting: train.view.rotate, values: [true, false]}"), coverslip.Invalid, "rotate and flip to false"},
+		"cohort of no kind":         {with("name: objectives", "name: objectives\ncohorts: {idc: {folder: x}}"), coverslip.Invalid, "patients or pseudo"},
+		"cohort that is empty":      {with("name: objectives", "name: objectives\ncohorts: {idc: }"), coverslip.Invalid, "empty"},
+		"folder elsewhere":          {with("name: objectives", "name: objectives\ncohorts: {idc: {kind: patients, folder: /etc}}"), coverslip.Invalid, "lies elsewhere"},
+		"folder above":              {with("name: objectives", "name: objectives\ncohorts: {idc: {kind: patients, folder: ../x}}"), coverslip.Invalid, "lies elsewhere"},
+		"pseudo of one class":       {with("name: objectives", "name: objectives\ncohorts: {idc: {kind: pseudo, folder: x, background: H, foreground: H}}"), coverslip.Invalid, "two classes"},
+		"pseudo without parts":      {with("name: objectives", "name: objectives\ncohorts: {idc: {kind: pseudo, folder: x, background: H, foreground: A}}"), coverslip.Invalid, "no parts"},
+		"unknown mark":              {with("name: objectives", "name: objectives\ncohorts: {idc: {kind: pseudo, folder: x, background: H, foreground: A, parts: [{name: a, slides: 3, mark: coffee}]}}"), coverslip.Invalid, "coffee"},
+		"odd sites":                 {with("name: objectives", "name: objectives\ncohorts: {idc: {kind: pseudo, folder: x, background: H, foreground: A, parts: [{name: a, slides: 3, spurious: 0.5}]}}"), coverslip.Invalid, "sites in pairs"},
+		"seed too large":            {with("seeds: 3", "seeds: [9223372036854775808]"), coverslip.Invalid, "above"},
+		"parts that clash":          {strings.Replace(composed, "{train.view.tiles: 5}", "{train.view.flip: true}", 1), coverslip.Invalid, "which another sets, too"},
+		"nothing but without":       {composed[:strings.Index(composed, "    parts:")] + "evaluations: [{kind: geometry}]\n", coverslip.Invalid, "has 0 parts"},
+		"against itself":            {strings.Replace(composed, "name: published", "name: published, against: published", 1), coverslip.Invalid, "is compared with published"},
+		"against nothing":           {strings.Replace(composed, "name: published", "name: published, against: all but flip", 1), coverslip.Invalid, "another level"},
+		"abmil that nothing judges": {"name: s\nfixed: {cohort: idc, aggregator: abmil}\nevaluations: [{kind: probe, label: grade, c: 1}]\n", coverslip.Invalid, "give a probe without c"},
+		"a grid of a million":       {"name: many\nfixed: {cohort: idc}\nfactors:\n" + many + "evaluations: [{kind: geometry}]\n", coverslip.TooLarge, "more than 100000 runs"},
 	} {
 		f, err := Parse([]byte(c.text))
 		if err == nil {
@@ -349,6 +447,16 @@ func (s shipped) Cohort(ctx context.Context, name string) (Cohort, error) {
 		return Cohort{Slides: 200, Tiles: 2500, Assumed: true, Members: name}, nil
 	}
 	return s.known.Cohort(ctx, name)
+}
+
+func (shipped) Dim(_ context.Context, name string) (int, error) {
+	known, taps := encoder.SplitName(name)
+	spec, ships := encoder.Shipped(known)
+	if !ships {
+		return 0, errors.New(name + " does not ship")
+	}
+	spec, err := spec.Use(taps...)
+	return spec.Model().Dim, err
 }
 
 func TestShippedStudiesAreWhole(t *testing.T) {
