@@ -207,16 +207,16 @@ func TestARunThatDivergesIsReportedAndTheOthersGoOn(t *testing.T) {
 	}
 }
 
-// Where a study names nothing but its cohort and encoder, its embeddings are those of coverslip pretrain and embed.
+// Where a study names nothing but its cohort, its encoder and how long it learns, its embeddings are those of coverslip pretrain and embed.
 func TestAStudyThatNamesNothingDoesWhatPretrainAndEmbedDo(t *testing.T) {
 	data := dataFolder(t)
 	bagCohort(t, data, 8)
-	for _, verb := range [][]string{{"pretrain", "--cohort", "some", "--out", "own"}, {"embed", "--cohort", "some", "--aggregator", "own"}} {
+	for _, verb := range [][]string{{"pretrain", "--cohort", "some", "--out", "own", "--epochs", "5"}, {"embed", "--cohort", "some", "--aggregator", "own"}} {
 		if code, _, stderr := coverslipRun(t, append(verb, "--encoder", "tiny", "--data", data)...); code != exitDone {
 			t.Fatalf("%v: exit %d, %s", verb, code, stderr)
 		}
 	}
-	ranStudy(t, studyFile(t, "name: bare\nfixed: {cohort: some, encoder: tiny}\nevaluations: [{kind: geometry}]\n"), "--data", data)
+	ranStudy(t, studyFile(t, "name: bare\nfixed: {cohort: some, encoder: tiny, train.epochs: 5}\nevaluations: [{kind: geometry}]\n"), "--data", data)
 	found, err := filepath.Glob(filepath.Join(data, "blobs", "studies", "embeddings", "*"))
 	if err != nil || len(found) != 1 {
 		t.Fatal(found, err)
@@ -387,7 +387,7 @@ func TestAStudyOnAFleet(t *testing.T) {
 
 // A stage whose worker was killed goes on where the last checkpoint was, on another machine.
 func TestAStageIsTakenOverWhereItWas(t *testing.T) {
-	const epochs = 3000
+	const epochs = 600
 	text := strings.Replace(tinyStudy, "{setting: aggregator, values: [mean, trained, untrained]}", "{setting: embed.views, values: [2, 4]}", 1)
 	text = strings.Replace(strings.Replace(text, "  embed.views: 4\n", "", 1), "epochs: 3,", fmt.Sprintf("epochs: %d,", epochs), 1)
 	text = strings.Replace(text, "seeds: 2", "seeds: 1", 1)
