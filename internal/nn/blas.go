@@ -5,6 +5,7 @@ package nn
 #cgo LDFLAGS: -ldl -lm
 #include <dlfcn.h>
 #include <stdlib.h>
+#include <string.h>
 
 typedef void (*sgemm_t)(int order, int ta, int tb, int m, int n, int k, float alpha, const float *a, int lda,
 	const float *b, int ldb, float beta, float *c, int ldc);
@@ -18,22 +19,37 @@ static char *(*nn_core_at)(void);
 
 // One thread inside OpenBLAS: the work is shared out above it, in pieces that do not depend on how many
 // share it.
+// nn_better is the set of kernels to ask for instead of core, or NULL. Older versions do not know processors that are
+// younger, and take them for ones of twenty years ago, or AMD's with AVX-512 for ones without it: a quarter, or half,
+// of their speed.
+static const char *nn_better(const char *core) {
+#if defined(__x86_64__)
+	__builtin_cpu_init();
+	if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+		__builtin_cpu_supports("avx512vl"))
+		return strcmp(core, "SkylakeX") && strcmp(core, "Cooperlake") && strcmp(core, "SapphireRapids") ? "SkylakeX" : NULL;
+	if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+		return strcmp(core, "Haswell") && strcmp(core, "Zen") ? "Haswell" : NULL;
+#endif
+	return NULL;
+}
+
 static int nn_open_blas(const char *name) {
 	setenv("OPENBLAS_NUM_THREADS", "1", 1);
-#if defined(__x86_64__)
-	// Older versions do not know AMD's processors with AVX-512 and take them for ones without it, at half
-	// their speed. Who sets the variable himself is left alone.
-	__builtin_cpu_init();
-	if (__builtin_cpu_is("amd") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-		__builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-		setenv("OPENBLAS_CORETYPE", "SkylakeX", 0);
-#endif
 	void *lib = dlopen(name, RTLD_NOW | RTLD_LOCAL);
 	if (!lib) return 0;
+	// It chooses its kernels when it is loaded. Who sets the variable himself is left alone.
+	nn_core_at = (char *(*)(void))dlsym(lib, "openblas_get_corename");
+	const char *better = nn_core_at && !getenv("OPENBLAS_CORETYPE") ? nn_better(nn_core_at()) : NULL;
+	if (better) {
+		setenv("OPENBLAS_CORETYPE", better, 0);
+		dlclose(lib);
+		if (!(lib = dlopen(name, RTLD_NOW | RTLD_LOCAL))) return 0;
+		nn_core_at = (char *(*)(void))dlsym(lib, "openblas_get_corename");
+	}
 	nn_sgemm_at = (sgemm_t)dlsym(lib, "cblas_sgemm");
 	nn_dgemm_at = (dgemm_t)dlsym(lib, "cblas_dgemm");
 	nn_config_at = (char *(*)(void))dlsym(lib, "openblas_get_config");
-	nn_core_at = (char *(*)(void))dlsym(lib, "openblas_get_corename");
 	void (*threads)(int) = (void (*)(int))dlsym(lib, "openblas_set_num_threads");
 	if (!nn_sgemm_at || !nn_dgemm_at || !threads) return 0;
 	threads(1);
