@@ -21,6 +21,9 @@ import (
 // attention start as the identity: learning begins at mean (or mean+sd) pooling and moves away from it.
 type Architecture struct {
 	// Kind is the body:
+	//   - prototypes: which of Prototypes kinds of tissue a tile is like, soft and learned, beside the tile itself and the
+	//     mean of its place and the eight around it. Tiles are compared after the mean of their slide was taken off, so
+	//     that stain and scanner, which all tiles of a slide share, do not decide (see prototypes);
 	//   - sparse: two blocks of sparse convolutions over the map of tiles (Giga-SSL, arXiv 2212.03273);
 	//   - mlp: residual blocks h + W·ReLU(BN(V·h)) on each tile for itself, no map;
 	//   - local: the same on each tile beside the mean of its place and the eight around it, which has an eighth of
@@ -30,11 +33,13 @@ type Architecture struct {
 	Kind  string `json:"kind" yaml:"kind"`
 	Input int    `json:"input" yaml:"input,omitempty"` // length of the encoder's features
 	// Stem is the width behind the stem of sparse; 0 leaves features as they are. That of the others is Width.
-	Stem    int    `json:"stem,omitempty" yaml:"stem,omitempty"`
-	Width   int    `json:"width" yaml:"width"`
-	Blocks  int    `json:"blocks,omitempty" yaml:"blocks,omitempty"` // of mlp and attention
-	Heads   int    `json:"heads,omitempty" yaml:"heads,omitempty"`   // of attention
-	Readout string `json:"readout" yaml:"readout"`                   // mean, or mean+sd
+	Stem   int `json:"stem,omitempty" yaml:"stem,omitempty"`
+	Width  int `json:"width" yaml:"width"`
+	Blocks int `json:"blocks,omitempty" yaml:"blocks,omitempty"` // of mlp and attention
+	Heads  int `json:"heads,omitempty" yaml:"heads,omitempty"`   // of attention
+	// Prototypes is how many there are, of prototypes.
+	Prototypes int    `json:"prototypes,omitempty" yaml:"prototypes,omitempty"`
+	Readout    string `json:"readout" yaml:"readout"` // mean, or mean+sd
 }
 
 // DefaultArchitecture is the published one of sparse, and for the others what did best on small cohorts
@@ -42,6 +47,8 @@ type Architecture struct {
 func DefaultArchitecture(kind string, input int) Architecture {
 	a := Architecture{Kind: kind, Input: input, Width: 256, Readout: "mean+sd"}
 	switch kind {
+	case "prototypes":
+		a.Width, a.Prototypes = 128, 128
 	case "sparse":
 		a.Width, a.Readout = 512, "mean"
 		if input != 256 {
@@ -59,7 +66,7 @@ func DefaultArchitecture(kind string, input int) Architecture {
 
 // Kinds and readouts there are.
 var (
-	Kinds    = []string{"mlp", "local", "attention", "sparse"}
+	Kinds    = []string{"prototypes", "mlp", "local", "attention", "sparse"}
 	Readouts = []string{"mean", "mean+sd"}
 )
 
@@ -77,7 +84,9 @@ func (a Architecture) Check() error {
 		return bad("widths of %d, %d and %d", a.Input, a.Stem, a.Width)
 	case a.Kind != "sparse" && (a.Blocks < 0 || a.Blocks > 64):
 		return bad("%d blocks", a.Blocks)
-	case a.Kind == "local" && a.Width < 2:
+	case a.Kind == "prototypes" && (a.Prototypes < 2 || a.Prototypes > 1<<14 || a.Blocks > 0):
+		return bad("%d prototypes and %d blocks, of which it has none", a.Prototypes, a.Blocks)
+	case (a.Kind == "local" || a.Kind == "prototypes") && a.Width < 2:
 		return bad("a width of %d, of which nothing is left for a tile itself", a.Width)
 	case a.Kind == "attention" && (a.Heads < 1 || a.Heads > 256 || a.Heads > a.Width):
 		return bad("%d heads", a.Heads)
@@ -91,8 +100,11 @@ func (a Architecture) Dim() int {
 	if a.Kind == "attention" {
 		d = a.Width / a.Heads * a.Heads
 	}
-	if a.Kind == "local" {
+	switch a.Kind {
+	case "local":
 		d *= 2
+	case "prototypes":
+		d += a.Prototypes
 	}
 	if a.Readout == "mean+sd" {
 		d *= 2
@@ -109,6 +121,7 @@ type Network struct {
 	stem              *nn.Dense // nil without one
 	sparse            *sparse.Network
 	blocks            []mlpBlock
+	prototypes        *nn.Dense
 	gate              *nn.Dense // [width, 2·hidden]
 	heads             *nn.Dense
 }
@@ -125,11 +138,13 @@ func (a Architecture) stem() int {
 		return a.Stem
 	case "local":
 		return a.Width - a.around()
+	case "prototypes":
+		return 2 * a.Width
 	}
 	return a.Width
 }
 
-// around is how much of the width of local is of the places around.
+// around is how much of the width of local and prototypes is of the places around.
 func (a Architecture) around() int { return max(a.Width/8, 1) }
 
 // NewNetwork draws the weights of an architecture that was checked.
@@ -149,8 +164,13 @@ func NewNetwork(a Architecture, rng *rand.Rand) *Network {
 		n.stem = nn.NewDense("stem", in, to, true, rng)
 		in = to
 	}
-	if a.Kind == "sparse" {
+	switch a.Kind {
+	case "sparse":
 		n.sparse = sparse.New(in, a.Width, rng)
+		return n
+	case "prototypes":
+		n.stem.W.Fixed, n.stem.B.Fixed = true, true
+		n.prototypes = nn.NewDense("prototypes", in, a.Prototypes, true, rng)
 		return n
 	}
 	for i := range a.Blocks {
@@ -173,8 +193,11 @@ func (n *Network) Params() []*nn.Param {
 	if n.stem != nil {
 		all = append(all, n.stem.Params()...)
 	}
-	if n.sparse != nil {
+	switch {
+	case n.sparse != nil:
 		return append(all, n.sparse.Params()...)
+	case n.prototypes != nil:
+		return append(all, n.prototypes.Params()...)
 	}
 	for _, b := range n.blocks {
 		all = append(append(append(all, b.in.Params()...), b.norm.Params()...), b.out.Params()...)
@@ -189,7 +212,7 @@ func (n *Network) Params() []*nn.Param {
 func (n *Network) Forward(g *nn.Graph, b view.Batch) *nn.Node {
 	x, bags := b.X, b.Bags
 	var sites []nn.Site
-	if n.Architecture.Kind == "sparse" || n.Architecture.Kind == "local" {
+	if slices.Contains([]string{"sparse", "local", "prototypes"}, n.Architecture.Kind) {
 		x, sites = sparse.Merge(b)
 		bags = nn.BagsOf(sites, len(b.Bags)-1)
 	}
@@ -201,8 +224,11 @@ func (n *Network) Forward(g *nn.Graph, b view.Batch) *nn.Node {
 		h, bags = n.sparse.Forward(h, sites, len(b.Bags)-1)
 		return n.read(h, bags)
 	}
-	if n.Architecture.Kind == "local" {
-		h = nn.Beside(h, sparse.Around(nn.Columns(h, 0, n.Architecture.around()), sites))
+	switch n.Architecture.Kind {
+	case "prototypes":
+		return n.read(nn.Beside(n.beside(nn.Columns(h, 0, n.Architecture.Width-n.Architecture.around()), sites), n.likeness(h, bags, b.Means)), bags)
+	case "local":
+		h = n.beside(h, sites)
 	}
 	in := h
 	for _, b := range n.blocks {
@@ -215,6 +241,11 @@ func (n *Network) Forward(g *nn.Graph, b view.Batch) *nn.Node {
 		return n.attend(h, bags)
 	}
 	return n.read(h, bags)
+}
+
+// beside puts the mean of the first features over the places around beside what tiles have.
+func (n *Network) beside(h *nn.Node, sites []nn.Site) *nn.Node {
+	return nn.Beside(h, sparse.Around(nn.Columns(h, 0, n.Architecture.around()), sites))
 }
 
 // standardised takes the mean off the features and divides them by what the scale says.
@@ -257,10 +288,11 @@ func (n *Network) attend(h *nn.Node, bags nn.Segments) *nn.Node {
 	return nn.Beside(mean, nn.SD(mean, nn.Beside(squares...)))
 }
 
-// Fit sets what the network knows of the encoder's features before it learns: their mean and spread, and
-// as the stem's start those that vary most. Principal components were no better a start: brought to equal
-// spread, as embeddings are, many small ones are noise, and single features are not. sample is [n,Input].
-func (n *Network) Fit(sample []float32) {
+// Fit sets what the network knows of the encoder's features before it learns: their mean and spread, as the
+// stem's start those that vary most, and prototypes. Principal components were no better a start: brought to equal
+// spread, as embeddings are, many small ones are noise, and single features are not. sample is [n,Input], of which
+// slides says which rows are of one slide.
+func (n *Network) Fit(sample []float32, slides nn.Segments, rng *rand.Rand) {
 	d := n.Architecture.Input
 	rows := float64(len(sample) / d)
 	mean, variance := make([]float64, d), make([]float64, d)
@@ -285,11 +317,18 @@ func (n *Network) Fit(sample []float32) {
 	if n.stem == nil {
 		return
 	}
+	if n.prototypes != nil {
+		variance = within(sample, d, slides)
+	}
 	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(variance[b], variance[a]) })
 	clear(n.stem.W.Value)
 	clear(n.stem.B.Value)
 	to := n.Architecture.stem()
-	for j, k := range order[:min(to, d)] {
+	order = order[:min(to, d)]
+	for j, k := range order {
 		n.stem.W.Value[k*to+j] = 1
+	}
+	if n.prototypes != nil {
+		n.findPrototypes(sample, slides, order, scale, rng)
 	}
 }

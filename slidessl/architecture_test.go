@@ -14,7 +14,7 @@ import (
 func TestLearningStartsAtPoolingOfWhatVariesMost(t *testing.T) {
 	n := NewNetwork(Architecture{Kind: "local", Input: 3, Width: 3, Blocks: 1, Readout: "mean+sd"}, rand.New(rand.NewPCG(1, 1)))
 	// Means 2, 5, 1 and variances 1, 9, 0: all are divided by √(10/3), and the second feature comes first.
-	n.Fit([]float32{1, 2, 1, 3, 8, 1})
+	n.Fit([]float32{1, 2, 1, 3, 8, 1}, nn.Segments{0, 2}, nil)
 	g := nn.NewGraph(nn.NewMemory(), false)
 	defer g.Close()
 	// Two tiles side by side and one far off: the mean around is 5, 5 and 11, in feature 2.
@@ -65,7 +65,7 @@ func TestEveryTileIsReadOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	trained := &Trained{Network: NewNetwork(s.Architecture, rng), Objective: o, Settings: s}
-	trained.Network.Fit([]float32{-1, 1}) // mean 0 and spread 1: nothing is changed
+	trained.Network.Fit([]float32{-1, 1}, nn.Segments{0, 2}, nil) // mean 0 and spread 1: nothing is changed
 	row, want := make(lengths, 2*wholeTiles+100), 0.0
 	for i := range row {
 		row[i] = rng.Float32()

@@ -110,7 +110,7 @@ func (t *Trained) read(ctx context.Context, mem *nn.Memory, src Source, slide in
 			mean[i%dim] += float64(v) * float64(b.Bags[bag+1]-b.Bags[bag])
 		}
 		count += float64(len(b.At))
-		b.X, b.At, b.Bags = b.X[:0], b.At[:0], b.Bags[:1]
+		b.X, b.At, b.Bags, b.Means = b.X[:0], b.At[:0], b.Bags[:1], nil
 		return nil
 	}
 	add := func(stored int, tiles []int, at []view.Place) error {
@@ -137,7 +137,14 @@ func (t *Trained) read(ctx context.Context, mem *nn.Memory, src Source, slide in
 		if len(places) == 0 {
 			return nil, empty(view.ErrEmpty)
 		}
+		var whole []float32
+		if len(places) > wholeTiles && t.Settings.Architecture.Kind == "prototypes" {
+			if whole, err = wholeMean(src, slide, places); err != nil {
+				return nil, err
+			}
+		}
 		for from := 0; from < len(places); from += wholeTiles {
+			b.Means = append(b.Means, whole...)
 			to := min(from+wholeTiles, len(places))
 			tiles := make([]int, to-from)
 			for i := range tiles {

@@ -43,7 +43,7 @@ func TestParityWithPyTorch(t *testing.T) {
 	for _, c := range golden.Cases {
 		t.Run(c.Kind+" "+c.Readout, func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(1, 1))
-			a := Architecture{Kind: c.Kind, Input: 5, Stem: 4, Width: 6, Blocks: 1, Heads: 2, Readout: c.Readout}
+			a := Architecture{Kind: c.Kind, Input: 5, Stem: 4, Width: 6, Blocks: 1, Heads: 2, Prototypes: 4, Readout: c.Readout}
 			net := NewNetwork(a, rng)
 			o, err := objective.New("simclr", a.Dim(), objective.Options{Temperature: golden.Temperature, Hidden: 4, Out: 3}, rng)
 			if err != nil {

@@ -51,12 +51,18 @@ type Settings struct {
 	Seed         uint64            `json:"seed" yaml:"seed"`
 }
 
+// DefaultKind of aggregator did best on most tasks (docs/PRETRAIN.md).
+const DefaultKind = "prototypes"
+
 // DefaultSettings are, for features of this length, what did best on small cohorts (docs/PRETRAIN.md says
 // how the published method is asked for): 16 tiles a view, temperature 0.1, tiles as they are.
 func DefaultSettings(kind, objectiveName string, input int) Settings {
 	s := Settings{Architecture: DefaultArchitecture(kind, input), Objective: objectiveName, View: view.Default(),
 		Batch: 256, Epochs: 200, Warmup: 10, Optimizer: "adamw", Rate: 2e-3, Decay: 1e-4, Seed: 1}
 	s.View.Tiles, s.View.Plain = 16, true
+	if kind == "prototypes" {
+		s.Rate = 5e-3
+	}
 	if objectiveName == "simclr" {
 		s.Options.Temperature = 0.1
 	}
@@ -218,6 +224,7 @@ const (
 	streamSample
 	streamOrder
 	streamViews
+	streamPrototypes
 )
 
 func (s Settings) random(stream, at int) *rand.Rand {
@@ -237,11 +244,11 @@ func newTraining(s Settings, src Source, slides []int, run Run) (*training, erro
 	if t.objective, err = objective.New(s.Objective, s.Architecture.Dim(), o, s.random(streamObjective, 0)); err != nil {
 		return nil, err
 	}
-	sample, err := t.sample()
+	sample, of, err := t.sample()
 	if err != nil {
 		return nil, err
 	}
-	t.net.Fit(sample)
+	t.net.Fit(sample, of, s.random(streamPrototypes, 0))
 	t.params = append(t.net.Params(), t.objective.Params()...)
 	if _, keeps := t.objective.Momentum(0, 1); keeps {
 		t.average = NewNetwork(s.Architecture, s.random(streamWeights, 0))
@@ -252,28 +259,37 @@ func newTraining(s Settings, src Source, slides []int, run Run) (*training, erro
 	return t, nil
 }
 
-// sampleRows are drawn from all slides to know the features' spread.
-const sampleRows = 16384
+// sampleRows are drawn from all slides to know the features' spread, at least sampleEach of one slide.
+const sampleRows, sampleEach = 16384, 8
 
-func (t *training) sample() ([]float32, error) {
+// sample draws features [n,Dim], of which the segments are of one slide each.
+func (t *training) sample() ([]float32, nn.Segments, error) {
 	rng := t.random(streamSample, 0)
-	each := max(sampleRows/len(t.slides), 1)
+	slides := t.slides
+	if most := sampleRows / sampleEach; len(slides) > most {
+		slides = make([]int, most)
+		for i := range slides {
+			slides[i] = t.slides[i*len(t.slides)/most]
+		}
+	}
+	each := sampleRows / len(slides)
 	d := t.src.Dim()
-	sample := make([]float32, 0, each*len(t.slides)*d)
-	for _, slide := range t.slides {
+	sample, of := make([]float32, 0, each*len(slides)*d), nn.Segments{0}
+	for _, slide := range slides {
 		stored := rng.IntN(t.src.Stored(slide))
 		places, err := t.src.Places(slide, stored)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		tiles := rng.Perm(len(places))[:min(each, len(places))]
 		rows := make([]float32, len(tiles)*d)
 		if err := t.src.Read(rows, slide, stored, tiles); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		sample = append(sample, rows...)
+		of = append(of, of[len(of)-1]+len(tiles))
 	}
-	return sample, nil
+	return sample, of, nil
 }
 
 // step is a batch that was drawn.

@@ -36,7 +36,7 @@ type benchSSLCmd struct {
 	Tiles    string   `arg:"" type:"existingdir" help:"Folder with idc/ (tiles of patients) and crc5/ (tiles of classes)."`
 	Work     string   `type:"path" default:"ssl-bench" help:"Folder for encoded tiles and for figures, which the next run of the same program finds (${default})."`
 	Task     []string `sep:"," default:"idc,composition,needle,arrangement,composition-spurious" help:"Which tasks (${default}); in -spurious ones the site tells the label of four fifths of the training slides, and of those for testing nothing."`
-	Row      []string `sep:"," placeholder:"NAME,…" help:"Only methods whose name begins so, among them slide SSL (mlp) and (sparse), which are left out otherwise."`
+	Row      []string `sep:"," placeholder:"NAME,…" help:"Only methods whose name begins so, among them slide SSL (local), (mlp) and (sparse), which are left out otherwise."`
 	Encoder  string   `default:"efficientnet-lite0:pooled+stage7+stage5+stage3" help:"Encoder and its taps (${default})."`
 	Protocol string   `enum:"gigassl,nested" default:"gigassl" help:"Of the probe: gigassl (C 10 on embeddings of length one) or nested (standardised, C by cross-validation) (${default})."`
 	Labels   []int    `sep:"," default:"25,50,100,0" help:"Numbers of labelled slides; 0 is all (${default})."`
@@ -51,7 +51,7 @@ type benchSSLCmd struct {
 func (benchSSLCmd) Help() string {
 	return `Example:
   coverslip bench ssl ../shared/data
-  coverslip bench ssl ../shared/data --row "mean,colour,slide SSL (local)" --seeds 3
+  coverslip bench ssl ../shared/data --row "mean,colour,slide SSL (prototypes)" --seeds 3
 
 What a linear probe with few labels makes of slide embeddings: of aggregators that were trained without
 labels, beside mean pooling, mean and deviation, colours alone, an untrained network, and gated attention
@@ -295,11 +295,12 @@ func (c *benchSSLCmd) judge(e *env, t *sslTask) (map[string][][]float64, error) 
 			return pooled(t, func(i int) ([]float32, int) { return t.colour[i], slidessltest.ColourDim }, true), nil
 		}),
 		{"gated ABMIL from scratch", func(seed int) ([]float64, error) { return c.abmil(e, t, seed) }},
-		vectors("the same network, untrained", func(seed int) ([][]float32, error) { return c.learn(e, t, "local", seed, 0) }),
-		learned("local"),
+		vectors("untrained network (local)", func(seed int) ([][]float32, error) { return c.learn(e, t, "local", seed, 0) }),
+		vectors("where slide SSL begins", func(seed int) ([][]float32, error) { return c.learn(e, t, slidessl.DefaultKind, seed, 0) }),
+		learned(slidessl.DefaultKind),
 	}
 	if len(c.Row) > 0 { // on request: they take longer than all the others
-		methods = append(methods, learned("mlp"), learned("sparse"))
+		methods = append(methods, learned("local"), learned("mlp"), learned("sparse"))
 	}
 	rows := map[string][][]float64{}
 	for _, m := range methods {
@@ -524,7 +525,7 @@ func (c *benchSSLCmd) abmil(e *env, t *sslTask, seed int) ([]float64, error) {
 
 // report prints the table, and with --json what the issue asks of it.
 func (c *benchSSLCmd) report(e *env, tasks []*sslTask, all map[string]map[string][][]float64) error {
-	names := []string{"mean pooling", "mean+sd pooling", "colour statistics", "gated ABMIL from scratch", "the same network, untrained", "slide SSL (mlp)", "slide SSL (local)", "slide SSL (sparse)"}
+	names := []string{"mean pooling", "mean+sd pooling", "colour statistics", "gated ABMIL from scratch", "untrained network (local)", "where slide SSL begins", "slide SSL (mlp)", "slide SSL (local)", "slide SSL (sparse)", "slide SSL (prototypes)"}
 	if !e.json {
 		for _, t := range tasks {
 			e.printf("\n%s: AUC by labelled slides, ± sd of %d seeds\n", t.name, c.Seeds)
@@ -565,7 +566,7 @@ func (c *benchSSLCmd) report(e *env, tasks []*sslTask, all map[string]map[string
 			}
 		}
 	}
-	const ours, abmil = "slide SSL (local)", "gated ABMIL from scratch"
+	const ours, abmil = "slide SSL (" + slidessl.DefaultKind + ")", "gated ABMIL from scratch"
 	var margin, tried float64
 	for _, t := range tasks {
 		rows := all[t.name]
@@ -580,6 +581,9 @@ func (c *benchSSLCmd) report(e *env, tasks []*sslTask, all map[string]map[string
 				margin, tried = margin+100*(value(t.name, ours, n)-value(t.name, abmil, n)), tried+1
 			}
 			if err := errors.Join(above("mean pooling, at most 1 under it", "mean pooling", -1), above("mean+sd pooling, at most 1 under it", "mean+sd pooling", -1)); err != nil {
+				return err
+			}
+			if err := above("where it begins", "where slide SSL begins", 0); err != nil {
 				return err
 			}
 			if t.name == "idc" && rows[ours] != nil {

@@ -27,13 +27,13 @@ type pretrainCmd struct {
 	Out    string `required:"" placeholder:"NAME" help:"Call the aggregator so."`
 
 	Objective     string  `placeholder:"NAME" help:"What is learned: ${objectives} (simclr)."`
-	Kind          string  `placeholder:"KIND" help:"The network: local (each tile beside the mean of the tiles around it), mlp (each tile for itself), attention, or sparse (convolutions over the map of tiles, as in Giga-SSL) (local)."`
+	Kind          string  `placeholder:"KIND" help:"The network: prototypes (how much of a slide is like each of 128 typical tiles, beside features and the tiles around), local (each tile beside the mean of the tiles around it), mlp (each tile for itself), attention, or sparse (convolutions over the map of tiles, as in Giga-SSL) (prototypes)."`
 	Readout       string  `placeholder:"R" help:"How tiles become one vector: mean, or mean+sd (mean for sparse, else mean+sd)."`
-	Width         int     `placeholder:"W" help:"Of the network (256; 512 for sparse)."`
+	Width         int     `placeholder:"W" help:"Of the network (128 for prototypes and local, 512 for sparse, else 256)."`
 	Tiles         int     `placeholder:"N" help:"Tiles of a view (16)."`
 	Epochs        int     `placeholder:"N" help:"Times that every slide is shown (200)."`
 	Batch         int     `placeholder:"N" help:"Slides a step (256, or the cohort where it is smaller)."`
-	Rate          float64 `placeholder:"R" help:"Peak learning rate at a batch of 256 (0.002)."`
+	Rate          float64 `placeholder:"R" help:"Peak learning rate at a batch of 256 (0.005 for prototypes, else 0.002)."`
 	Temperature   float64 `placeholder:"T" help:"Of objectives that have one (0.1 for simclr, else the paper's)."`
 	Projector     int     `placeholder:"N" help:"Layers of the projector (3); -1 is none."`
 	Views         bool    `help:"Learn from stored augmented views (coverslip encode --views) instead of tiles as they are."`
@@ -92,7 +92,7 @@ var modelName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 
 // settings are the defaults, changed by the file, changed by flags.
 func (c *pretrainCmd) settings(slides, dim int) (slidessl.Settings, error) {
-	s := slidessl.DefaultSettings(cmp.Or(c.Kind, "local"), cmp.Or(c.Objective, "simclr"), dim)
+	s := slidessl.DefaultSettings(cmp.Or(c.Kind, slidessl.DefaultKind), cmp.Or(c.Objective, "simclr"), dim)
 	if slides > 0 {
 		s.Batch = min(s.Batch, slides)
 	}

@@ -179,7 +179,7 @@ func defaults(kind, objectiveName string) Settings {
 
 // settings are those of a run: the defaults, and what is set by path.
 func settings(set map[string]yaml.Node) (Settings, error) {
-	kind, name := "local", "simclr"
+	kind, name := slidessl.DefaultKind, "simclr"
 	if n, there := set["train.architecture.kind"]; there {
 		kind = n.Value
 	}

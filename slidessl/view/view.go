@@ -26,6 +26,8 @@ type Batch struct {
 	Dim  int
 	At   []Place     // [n]
 	Bags nn.Segments // rows of each bag
+	// Means are of the slides that bags are pieces of, [bags,Dim]; nil where a bag is all there is.
+	Means []float32
 }
 
 // Spec says how views are drawn.
