@@ -112,6 +112,21 @@ func (a Architecture) Dim() int {
 	return d
 }
 
+// weights is how many numbers its matrices have.
+func (a Architecture) weights() int {
+	in, n := a.Input, 0
+	if to := a.stem(); to > 0 {
+		in, n = to, a.Input*to
+	}
+	switch a.Kind {
+	case "sparse":
+		return n + (10*in+27*a.Width)*a.Width
+	case "prototypes":
+		return n + in*a.Prototypes
+	}
+	return n + 4*a.Blocks*a.Width*a.Width
+}
+
 // Network is an aggregator of some architecture with its weights.
 type Network struct {
 	Architecture Architecture

@@ -1,10 +1,15 @@
 package slidessl
 
 import (
+	"encoding/json"
 	"math"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
+	"coverslip"
 	"coverslip/internal/nn"
 	"coverslip/slidessl/objective"
 	"coverslip/slidessl/view"
@@ -82,5 +87,42 @@ func TestEveryTileIsReadOnce(t *testing.T) {
 	}
 	if math.Abs(got[0]-want) > 1e-4 {
 		t.Errorf("got %g, want %g", got[0], want)
+	}
+}
+
+// TestWeightsAreCounted holds the count by which a file is judged before anything is made of it to the networks.
+func TestWeightsAreCounted(t *testing.T) {
+	for _, kind := range Kinds {
+		a := DefaultArchitecture(kind, 40)
+		got := 0
+		for _, p := range NewNetwork(a, rand.New(rand.NewPCG(1, 1))).Params() {
+			if p.Rows > 1 && kind != "attention" {
+				got += len(p.Value)
+			}
+		}
+		if kind != "attention" && got != a.weights() {
+			t.Errorf("%s: %d weights, counted as %d", kind, got, a.weights())
+		}
+	}
+}
+
+// TestACardThatPromisesTooMuch reads a file of some bytes whose card speaks of gigabytes.
+func TestACardThatPromisesTooMuch(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "bomb.safetensors")
+	s := DefaultSettings("prototypes", "simclr", 1<<16)
+	s.Architecture.Width, s.Architecture.Prototypes = 1<<13, 1<<14
+	card, err := json.Marshal(Card{Settings: s, Reading: s.Reading()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := nn.Save(path, []*nn.Param{nn.NewParam("input.mean", 1, 4)}, map[string]string{"card": string(card), "format": fileFormat}); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ParseLearned("bomb", raw); coverslip.KindOf(err) != coverslip.Invalid || !strings.Contains(err.Error(), "do not go into") {
+		t.Errorf("got %v", err)
 	}
 }

@@ -106,6 +106,9 @@ func ParseLearned(name string, raw []byte) (*Learned, error) {
 	if err := errors.Join(s.Architecture.Check(), l.Card.Reading.View.Check()); err != nil {
 		return nil, coverslip.At("aggregator "+name, coverslip.Doing(op, err))
 	}
+	if n := s.Architecture.weights(); n > len(raw)/4 {
+		return nil, bad(fmt.Errorf("its card speaks of %d weights, which do not go into %d bytes", n, len(raw)), "the file is damaged; get it again")
+	}
 	l.trained = &Trained{Network: NewNetwork(s.Architecture, s.random(streamWeights, 0)), Settings: s}
 	o := s.Options
 	if objective.Labelled(s.Objective) {
