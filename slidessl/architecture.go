@@ -333,7 +333,9 @@ func (n *Network) Fit(sample []float32, slides nn.Segments, rng *rand.Rand) {
 		return
 	}
 	if n.prototypes != nil {
-		variance = within(sample, d, slides)
+		if inside := within(sample, d, slides); slices.Max(inside) > 0 { // else slides have one tile each
+			variance = inside
+		}
 	}
 	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(variance[b], variance[a]) })
 	clear(n.stem.W.Value)
