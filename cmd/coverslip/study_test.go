@@ -189,7 +189,7 @@ func TestARunThatDivergesIsReportedAndTheOthersGoOn(t *testing.T) {
 	data := database(t)
 	bagCohort(t, data, 16)
 	text := strings.Replace(tinyStudy, "{setting: aggregator, values: [mean, trained, untrained]}", "{setting: train.rate, values: [0.002, 1000]}", 1)
-	text = strings.Replace(text, "epochs: 3,", "epochs: 8, optimizer: sgd, objective: vicreg, warmup: 0,", 1)
+	text = strings.Replace(text, "epochs: 3,", "epochs: 8, optimizer: sgd, objective: vicreg, warmup: 0, architecture.kind: mlp,", 1)
 	code, out, stderr := coverslipRun(t, "study", "run", studyFile(t, text), "--data", data)
 	if code != exitFailed || !strings.Contains(out, "failed: aggregator") || !strings.Contains(out, "lower the learning rate") {
 		t.Fatalf("exit %d: %s\n%s", code, out, stderr)
@@ -378,7 +378,7 @@ func TestAStudyOnAFleet(t *testing.T) {
 	}
 	// A stage that cannot be made is told as such.
 	text := strings.Replace(tinyStudy, "{setting: aggregator, values: [mean, trained, untrained]}", "{setting: train.rate, values: [0.002, 1000]}", 1)
-	text = strings.Replace(strings.Replace(text, "name: tiny", "name: diverges", 1), "epochs: 3,", "epochs: 8, optimizer: sgd, objective: vicreg, warmup: 0,", 1)
+	text = strings.Replace(strings.Replace(text, "name: tiny", "name: diverges", 1), "epochs: 3,", "epochs: 8, optimizer: sgd, objective: vicreg, warmup: 0, architecture.kind: mlp,", 1)
 	code, out, stderr := coverslipRun(t, "study", "run", studyFile(t, text), "--fleet", "--data", data)
 	if code != exitFailed || !strings.Contains(out, "lower the learning rate") {
 		t.Errorf("exit %d: %s\n%s", code, out, stderr)
