@@ -39,11 +39,17 @@ func (s *site) patch(status int, at string, offset int, body io.Reader, header .
 	return s.want(status, "PATCH", at, body, append([]string{"Tus-Resumable", "1.0.0", "Content-Type", "application/offset+octet-stream", "Upload-Offset", fmt.Sprint(offset)}, header...)...)
 }
 
-// untilHeld waits until the server is at a request that sends bytes of an upload.
-func (s *site) untilHeld(at string) {
+// untilIn waits until n bytes of an upload are in, so that the request that sends them has its turn.
+// It looks at the store: a request that asked would itself take the turn.
+func (s *site) untilIn(at string, n int) {
 	s.t.Helper()
-	for s.raw("HEAD", at, nil).StatusCode != 423 {
-		runtime.Gosched()
+	in := func() int {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.uploads[at[len("/v1/uploads/"):]].content.Len()
+	}
+	for in() < n {
+		time.Sleep(time.Millisecond)
 	}
 }
 
@@ -141,7 +147,7 @@ func (s *site) uploadAnswers(statuses map[coverslip.Kind]int) {
 	if _, err := io.WriteString(hold, "a"); err != nil {
 		s.t.Fatal(err)
 	}
-	s.untilHeld(at)
+	s.untilIn(at, 1)
 	s.wantKind(coverslip.Conflict, 423, "PATCH", at, strings.NewReader("b"), "Tus-Resumable", "1.0.0", "Content-Type", "application/offset+octet-stream", "Upload-Offset", "1")
 	s.wantKind(coverslip.Conflict, 423, "DELETE", at, nil, tus...)
 	s.want(423, "HEAD", at, nil)
@@ -291,7 +297,7 @@ func TestFault15WrongOffsetTooLongTwoWriters(t *testing.T) {
 	if _, err := io.WriteString(hold, "first"); err != nil {
 		t.Fatal(err)
 	}
-	s.untilHeld(at)
+	s.untilIn(at, 5)
 	for range 5 {
 		s.patch(423, at, 0, strings.NewReader("second"))
 	}
@@ -317,12 +323,10 @@ func TestFault14StalledClientLosesItsTurn(t *testing.T) {
 	}
 	defer conn.Close()
 	fmt.Fprintf(conn, "PATCH %s HTTP/1.1\r\nHost: x\r\nTus-Resumable: 1.0.0\r\nContent-Type: application/offset+octet-stream\r\nUpload-Offset: 0\r\nContent-Length: 10\r\n\r\n12345", at)
-	offset := ""
-	for offset != "5" { // until its bytes are in
-		offset = s.raw("HEAD", at, nil).Header.Get("Upload-Offset")
-		if offset == "0" { // it was interrupted before: send again
-			s.patch(204, at, 0, strings.NewReader("12345"))
-		}
+	s.untilIn(at, 5)
+	time.Sleep(2 * time.Millisecond) // longer than Quiet
+	if offset := s.raw("HEAD", at, nil).Header.Get("Upload-Offset"); offset != "5" {
+		t.Fatalf("it stands at %q", offset)
 	}
 	s.patch(204, at, 5, strings.NewReader("67890"))
 	if kept := s.uploads[at[len("/v1/uploads/"):]].content.String(); kept != "1234567890" {
