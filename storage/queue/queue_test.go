@@ -272,9 +272,13 @@ func TestTheWorkersReasonStays(t *testing.T) {
 }
 
 func TestRetriedThenGivenUp(t *testing.T) {
-	attempts := make(chan queue.Attempt, queue.MaxAttempts)
+	type attempt struct {
+		queue.Attempt
+		began time.Time
+	}
+	attempts := make(chan attempt, queue.MaxAttempts)
 	b := newBench(t, queue.Config{Work: func(_ context.Context, _ queue.Job, a queue.Attempt) error {
-		attempts <- a
+		attempts <- attempt{a, time.Now()}
 		return &coverslip.Error{Kind: coverslip.Unavailable, Op: fmt.Sprintf("fetch for the %d. time", a.Number)}
 	}})
 	id := b.add("s")
@@ -282,14 +286,14 @@ func TestRetriedThenGivenUp(t *testing.T) {
 	for n := 1; n <= queue.MaxAttempts; n++ {
 		a := within(t, attempts, "an attempt")
 		if a.Number != n || a.Last != (n == queue.MaxAttempts) {
-			t.Errorf("attempt %+v, want number %d", a, n)
+			t.Errorf("%+v, want number %d", a, n)
 		}
 		if n == queue.MaxAttempts {
 			break
 		}
 		b.until(id, is(coverslip.Queued))
 		s := b.only()
-		if wait := time.Until(s.Scheduled); wait < time.Duration(n)*time.Second {
+		if wait := s.Scheduled.Sub(a.began); wait < time.Duration(n)*time.Second {
 			t.Errorf("attempt %d is followed by the next in %v", n, wait)
 		}
 		_, err := b.q.Retry(t.Context(), s.ID) // rather than wait
