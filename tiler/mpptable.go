@@ -1,8 +1,6 @@
 package tiler
 
 import (
-	"bufio"
-	"encoding/csv"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +10,7 @@ import (
 	"strings"
 
 	"coverslip"
+	"coverslip/internal/table"
 	"coverslip/tiler/remote"
 )
 
@@ -31,54 +30,30 @@ type mppLine struct {
 // the ending, or its SHA-256. A decimal comma is fine where it is no separator. What is wrong is
 // Invalid, with the number of the line.
 func ReadMPPs(r io.Reader) (*MPPs, error) {
-	text := bufio.NewReader(r)
-	if mark, err := text.Peek(3); err == nil && string(mark) == "\xef\xbb\xbf" { // of spreadsheets
-		_, _ = text.Discard(3)
+	t, err := table.Read(r, "")
+	if err != nil {
+		return nil, err
 	}
-	table := csv.NewReader(text)
-	table.Comma = separator(text)
-	table.TrimLeadingSpace = true
-	head, err := table.Read()
-	if errors.Is(err, io.EOF) {
-		return nil, wrongTable(1, errors.New("the table is empty"))
-	} else if err != nil {
-		return nil, wrongTable(1, err)
-	}
-	column := map[string]int{}
-	for i, name := range head {
-		column[strings.ToLower(strings.TrimSpace(name))] = i
-	}
-	slide, named := column["slide"]
-	mpp, valued := column["mpp"]
-	if !named || !valued {
-		return nil, wrongTable(1, fmt.Errorf("the headings are %q, without slide and mpp", head))
+	slide, mpp := t.Column("slide"), t.Column("mpp")
+	if slide < 0 || mpp < 0 {
+		return nil, wrongTable(1, fmt.Errorf("the headings are %q, without slide and mpp", t.Columns))
 	}
 	m := &MPPs{map[string]*mppLine{}}
-	for {
-		row, err := table.Read()
-		if errors.Is(err, io.EOF) {
-			return m, nil
-		}
-		var syntax *csv.ParseError
-		if errors.As(err, &syntax) {
-			return nil, wrongTable(syntax.Line, syntax.Err)
-		} else if err != nil {
-			return nil, &coverslip.Error{Kind: coverslip.Invalid, Op: "read mpp table", Err: err, Hint: "check that it can be read"}
-		}
-		line, _ := table.FieldPos(slide)
-		name := strings.TrimSpace(row[slide])
+	for _, row := range t.Lines {
+		name, line := row.Cells[slide], row.Number
 		if name == "" {
 			return nil, wrongTable(line, errors.New("it names no slide"))
 		}
 		if before := m.lines[name]; before != nil {
 			return nil, wrongTable(line, fmt.Errorf("%s stands in line %d already", name, before.line))
 		}
-		v, err := ParseMPP(row[mpp])
+		v, err := ParseMPP(row.Cells[mpp])
 		if err != nil {
 			return nil, wrongTable(line, fmt.Errorf("%s: %w", name, reason(err)))
 		}
 		m.lines[name] = &mppLine{line: line, mpp: v}
 	}
+	return m, nil
 }
 
 // Of returns what the table says of a slide, 0 if nothing. It is looked for by its path as it was
@@ -105,19 +80,6 @@ func (m *MPPs) Unused() (names []string) {
 	}
 	slices.SortFunc(names, func(a, b string) int { return m.lines[a].line - m.lines[b].line })
 	return names
-}
-
-// separator is what the first line is cut by.
-func separator(r *bufio.Reader) rune {
-	line, _ := r.Peek(min(r.Size(), 4096)) // less if there is less
-	head, _, _ := strings.Cut(string(line), "\n")
-	switch {
-	case strings.Contains(head, ";"):
-		return ';'
-	case strings.Contains(head, "\t"):
-		return '\t'
-	}
-	return ','
 }
 
 func wrongTable(line int, err error) error {

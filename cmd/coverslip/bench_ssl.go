@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"crypto/sha256"
-	"encoding/csv"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -24,6 +23,7 @@ import (
 	"coverslip/encoder/augment"
 	"coverslip/encoder/onnx"
 	"coverslip/internal/nn"
+	"coverslip/internal/table"
 	"coverslip/mil"
 	"coverslip/mil/metric"
 	"coverslip/mil/probe"
@@ -159,21 +159,15 @@ func (c *benchSSLCmd) idc(e *env, enc encoder.Encoder) (*sslTask, error) {
 }
 
 func patientLabels(path string) (map[string]int, error) {
-	f, err := os.Open(path)
+	t, err := table.ReadFile(path)
 	if err != nil {
-		return nil, diskError("read the labels", path, err)
-	}
-	defer f.Close()
-	rows, err := csv.NewReader(f).ReadAll()
-	if err != nil {
-		return nil, &coverslip.Error{Kind: coverslip.Invalid, Op: "read the labels", Path: path, Err: err}
+		return nil, err
 	}
 	labels := map[string]int{}
-	for _, r := range rows[1:] {
-		if r[len(r)-1] == "1" {
-			labels[r[0]] = 1
-		} else {
-			labels[r[0]] = 0
+	for _, line := range t.Lines {
+		labels[line.Cells[0]] = 0
+		if line.Cells[len(line.Cells)-1] == "1" {
+			labels[line.Cells[0]] = 1
 		}
 	}
 	return labels, nil

@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/csv"
 	"errors"
 	"fmt"
 	"image"
@@ -19,6 +18,7 @@ import (
 
 	"coverslip"
 	"coverslip/internal/ingest"
+	"coverslip/internal/table"
 	"coverslip/mil"
 	"coverslip/mil/heatmap"
 	"coverslip/storage/bagfile"
@@ -202,55 +202,47 @@ func chosen(said mil.Prediction, show string, class int, names []string) (what s
 	return "attention", column(said.Attention, said.Heads, 0), heatmap.Rank, nil
 }
 
-// readValues reads a table with columns x, y and value.
-func readValues(path string) (x, y []int64, v []float64, err error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, nil, nil, diskError("read the values", path, err)
-	}
-	defer f.Close()
-	x, y, v, err = parseValues(f)
-	if err != nil {
-		err = &coverslip.Error{Kind: coverslip.Invalid, Op: "read the values", Path: path, Err: err, Hint: "give a CSV with a heading that has x, y and value"}
-	}
-	return x, y, v, err
-}
-
 // farthest is beyond the corner of any tile, pixels.
 const farthest = 1 << 40
 
-func parseValues(r io.Reader) (x, y []int64, v []float64, err error) {
-	in := csv.NewReader(r)
-	head, err := in.Read()
+// readValues reads a table with columns x, y and value.
+func readValues(path string) (x, y []int64, v []float64, err error) {
+	f, err := table.Open(path)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	defer f.Close()
+	return parseValues(f, path)
+}
+
+func parseValues(r io.Reader, path string) (x, y []int64, v []float64, err error) {
+	t, err := table.Read(r, path)
 	if err != nil {
 		return nil, nil, nil, err
 	}
 	at := [3]int{}
 	for i, name := range []string{"x", "y", "value"} {
-		at[i] = slices.IndexFunc(head, func(h string) bool { return strings.EqualFold(strings.TrimSpace(h), name) })
-		if at[i] < 0 {
-			return nil, nil, nil, fmt.Errorf("there is no column %q", name)
+		if at[i] = t.Column(name); at[i] < 0 {
+			return nil, nil, nil, t.Invalid(1, fmt.Errorf("there is no column %q", name), "name the columns x, y and value in the first line")
 		}
 	}
-	for n := 2; ; n++ {
-		line, err := in.Read()
-		if errors.Is(err, io.EOF) {
-			return x, y, v, nil
-		}
-		if err != nil {
-			return nil, nil, nil, err
-		}
+	for _, line := range t.Lines {
 		var cell [3]float64
 		for i, c := range at {
-			if cell[i], err = strconv.ParseFloat(strings.TrimSpace(line[c]), 64); err != nil {
-				return nil, nil, nil, fmt.Errorf("line %d: %q is no number", n, line[c])
+			text := line.Cells[c]
+			if t.Decimal != "" {
+				text = strings.Replace(text, t.Decimal, ".", 1)
+			}
+			if cell[i], err = strconv.ParseFloat(text, 64); err != nil {
+				return nil, nil, nil, t.Invalid(line.Number, fmt.Errorf("%.40q is no number", line.Cells[c]), "correct it, or leave the line out")
 			}
 			if i < 2 && !(math.Abs(cell[i]) < farthest) {
-				return nil, nil, nil, fmt.Errorf("line %d: %q is no place on a slide", n, line[c])
+				return nil, nil, nil, t.Invalid(line.Number, fmt.Errorf("%.40q is no place on a slide", line.Cells[c]), "give level-0 pixels")
 			}
 		}
 		x, y, v = append(x, int64(cell[0])), append(y, int64(cell[1])), append(v, cell[2])
 	}
+	return x, y, v, nil
 }
 
 // tileSpan is how many level-0 pixels a tile of a bag covers; 0 where nothing says it.

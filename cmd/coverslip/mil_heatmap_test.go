@@ -151,7 +151,7 @@ func FuzzValues(f *testing.F) {
 	f.Add("value,Y,x\nnan,1e300,-5\n")
 	f.Add("x,y\n")
 	f.Fuzz(func(t *testing.T, table string) {
-		x, y, v, err := parseValues(strings.NewReader(table))
+		x, y, v, err := parseValues(strings.NewReader(table), "x.csv")
 		if err != nil {
 			return
 		}

@@ -186,7 +186,7 @@ func (c *studyRunCmd) run(e *env, p *platform, m *studies.Maker, text string) er
 	}
 	e.say("%s", plan.Describe(c.jobs()))
 	nn.SetWorkers(max(runtime.GOMAXPROCS(0)/c.jobs(), 1)) // stages at once take the cores, which changes no result
-	show := &studyProgress{e: e, next: started.Add(slowStage)}
+	show := newStudyProgress(e, plan)
 	m.Progress = show.within
 	var maker study.Maker = m
 	jobs := c.jobs()
@@ -269,22 +269,53 @@ const slowStage = 10 * time.Second
 
 // studyProgress tells people how far a study is, line by line: stages are made several at once.
 type studyProgress struct {
-	e    *env
-	mu   sync.Mutex
-	next time.Time
+	e       *env
+	mu      sync.Mutex
+	started time.Time
+	next    time.Time
+	guess   map[string]float64 // seconds by key, of stages that are not settled
+	left    float64            // all of these
+	made    float64            // what was guessed of those that were made
+}
+
+func newStudyProgress(e *env, plan *study.Plan) *studyProgress {
+	now := time.Now()
+	p := &studyProgress{e: e, started: now, next: now.Add(slowStage), guess: map[string]float64{}}
+	for _, s := range plan.Stages {
+		p.guess[s.Key] = s.Seconds
+		p.left += s.Seconds
+	}
+	return p
 }
 
 func (p *studyProgress) stage(done, all int, o study.Outcome) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	guess := p.guess[o.Key]
+	delete(p.guess, o.Key)
+	p.left -= guess
 	switch {
 	case o.Fate == study.Kept || o.Fate == study.Left:
+		return
 	case o.Reason != "":
 		p.e.say("%d of %d: %s %s %s: %s\n", done, all, o.Kind, o.Key[:8], o.Fate, o.Reason)
 	default:
-		p.e.say("%d of %d: %s %s %s\n", done, all, o.Kind, o.Key[:8], o.Fate)
+		p.made += guess
+		p.e.say("%d of %d: %s %s %s%s\n", done, all, o.Kind, o.Key[:8], o.Fate, p.ahead(time.Since(p.started)))
 	}
 	p.next = time.Now().Add(slowStage)
+}
+
+// ahead says how long the rest will take, at the pace of what was made so far.
+func (p *studyProgress) ahead(took time.Duration) string {
+	if took < slowStage || p.made == 0 || p.left <= 0 {
+		return ""
+	}
+	left := time.Duration(float64(took) * p.left / p.made)
+	if left > 5*time.Minute {
+		return fmt.Sprintf(", about %s left", strings.TrimSuffix(left.Round(time.Minute).String(), "0s"))
+	}
+	return fmt.Sprintf(", about %s left", left.Round(time.Second))
 }
 
 func (p *studyProgress) within(s study.Stage, done, total int) {

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"coverslip"
+	"coverslip/internal/table"
 )
 
 // File is a slide that a manifest lists.
@@ -54,7 +55,7 @@ var (
 // the number of its line: an id twice with different files, a state in which a file cannot be had, a size or
 // an md5 that is none, a name with a folder in it.
 func ReadManifest(file string) (Manifest, error) {
-	f, err := open(file)
+	f, err := table.Open(file)
 	if err != nil {
 		return Manifest{}, err
 	}
@@ -65,7 +66,7 @@ func ReadManifest(file string) (Manifest, error) {
 // ParseManifest is ReadManifest of what r holds, which people know as file.
 func ParseManifest(r io.Reader, file string) (Manifest, error) {
 	var m Manifest
-	text, err := plainText(r, file)
+	text, err := table.Text(r, file)
 	if err != nil {
 		return m, err
 	}

@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"coverslip"
+	"coverslip/internal/table"
 )
 
 // Form is how a file writes splits down.
@@ -50,7 +51,7 @@ type ReadOptions struct {
 func Read(path string, o ReadOptions) (*File, error) {
 	info, err := os.Stat(path)
 	if err != nil {
-		return nil, openError(path, err)
+		return nil, table.Unreadable(path, err)
 	}
 	var f *File
 	if info.IsDir() {
@@ -74,7 +75,7 @@ func readFile(path, column string) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if column == "" && t.column("train") >= 0 && t.column("test") >= 0 {
+	if column == "" && t.Column("train") >= 0 && t.Column("test") >= 0 {
 		f := &File{Form: CLAM}
 		return f, f.addCLAM(t, "0", map[string][]int{})
 	}
@@ -84,7 +85,7 @@ func readFile(path, column string) (*File, error) {
 		return nil, err
 	}
 	label := ""
-	if t.column("label") >= 0 {
+	if t.Column("label") >= 0 {
 		label = "label"
 	}
 	if f.Rows, err = t.rows(label); err != nil {
@@ -98,9 +99,9 @@ func readFile(path, column string) (*File, error) {
 			}
 			continue
 		}
-		s := Split{Name: foldName.ReplaceAllString(strings.ToLower(t.columns[c]), ""), Side: make([]Side, len(t.lines))}
-		for i, line := range t.lines {
-			s.Side[i] = sideOf[strings.ToLower(line[c])]
+		s := Split{Name: foldName.ReplaceAllString(strings.ToLower(t.Columns[c]), ""), Side: make([]Side, len(t.Lines))}
+		for i, line := range t.Lines {
+			s.Side[i] = sideOf[strings.ToLower(line.Cells[c])]
 		}
 		f.Splits = append(f.Splits, s)
 	}
@@ -118,16 +119,16 @@ var (
 )
 
 // splitColumns finds the columns that say where slides stand.
-func (t *table) splitColumns(named string) ([]int, error) {
+func (t *slideTable) splitColumns(named string) ([]int, error) {
 	if named != "" {
-		if c := t.column(named); c >= 0 {
+		if c := t.Column(named); c >= 0 {
 			return []int{c}, nil
 		}
-		return nil, t.invalid(fmt.Errorf("there is no column %q", named), "its columns are "+strings.Join(t.columns, ", "))
+		return nil, t.Invalid(0, fmt.Errorf("there is no column %q", named), "its columns are "+strings.Join(t.Columns, ", "))
 	}
 	var many, one []int
 	var names []string
-	for c, name := range t.columns {
+	for c, name := range t.Columns {
 		switch {
 		case sidesName.MatchString(name) && t.sides(c):
 			many = append(many, c)
@@ -141,13 +142,13 @@ func (t *table) splitColumns(named string) ([]int, error) {
 	case len(one) == 1:
 		return one, nil
 	case one == nil:
-		return nil, t.invalid(errors.New("no column says which fold or side a slide is on"), "name it with --column; its columns are "+t.names())
+		return nil, t.Invalid(0, errors.New("no column says which fold or side a slide is on"), "name it with --column; its columns are "+t.names())
 	}
-	return nil, t.invalid(fmt.Errorf("%d columns may hold folds: %s", len(one), some(names)), "name one with --column")
+	return nil, t.Invalid(0, fmt.Errorf("%d columns may hold folds: %s", len(one), some(names)), "name one with --column")
 }
 
 // sides reports whether a column holds nothing but train, val and test.
-func (t *table) sides(column int) bool {
+func (t *slideTable) sides(column int) bool {
 	values := t.values(column)
 	for _, v := range values {
 		if _, ok := sideOf[strings.ToLower(v)]; !ok {
@@ -158,7 +159,7 @@ func (t *table) sides(column int) bool {
 }
 
 // addFolds makes a split of each fold of a column. A slide without a fold is Out.
-func (f *File) addFolds(t *table, column int) error {
+func (f *File) addFolds(t *slideTable, column int) error {
 	// "3.0" is the 3 of a table with gaps that went through pandas.
 	fold := func(cell string) string {
 		if v, err := strconv.ParseFloat(cell, 64); err == nil && v == float64(int(v)) {
@@ -171,12 +172,12 @@ func (f *File) addFolds(t *table, column int) error {
 		names[fold(v)] = true
 	}
 	if len(names) < 2 || len(names) > maxFolds {
-		return t.invalid(fmt.Errorf("column %q has %d different values: these are no folds", t.columns[column], len(names)), "name another with --column")
+		return t.Invalid(0, fmt.Errorf("column %q has %d different values: these are no folds", t.Columns[column], len(names)), "name another with --column")
 	}
 	for _, name := range sortedKeys(names) {
-		s := Split{Name: name, Side: make([]Side, len(t.lines))}
-		for i, line := range t.lines {
-			switch fold(line[column]) {
+		s := Split{Name: name, Side: make([]Side, len(t.Lines))}
+		for i, line := range t.Lines {
+			switch fold(line.Cells[column]) {
 			case "":
 			case name:
 				s.Side[i] = Test
@@ -197,7 +198,7 @@ var clamFile = regexp.MustCompile(`^splits_([0-9]+)\.csv$`)
 func readFolder(path string) (*File, error) {
 	entries, err := os.ReadDir(path)
 	if err != nil {
-		return nil, openError(path, err)
+		return nil, table.Unreadable(path, err)
 	}
 	names := map[int]string{}
 	for _, e := range entries {
@@ -218,8 +219,8 @@ func readFolder(path string) (*File, error) {
 		if err != nil {
 			return nil, err
 		}
-		if t.column("train") < 0 || t.column("test") < 0 {
-			return nil, t.invalid(errors.New("there are no columns train and test"), "")
+		if t.Column("train") < 0 || t.Column("test") < 0 {
+			return nil, t.Invalid(0, errors.New("there are no columns train and test"), "")
 		}
 		if err := f.addCLAM(t, strconv.Itoa(n), at); err != nil {
 			return nil, err
@@ -232,8 +233,8 @@ func readFolder(path string) (*File, error) {
 }
 
 // addCLAM adds one file. at finds the rows of a slide: as many as the most that a file lists it.
-func (f *File) addCLAM(t *table, name string, at map[string][]int) error {
-	columns := map[Side]int{Train: t.column("train"), Val: t.column("val"), Test: t.column("test")}
+func (f *File) addCLAM(t *slideTable, name string, at map[string][]int) error {
+	columns := map[Side]int{Train: t.Column("train"), Val: t.Column("val"), Test: t.Column("test")}
 	bools := true
 	for _, c := range columns {
 		for _, v := range t.valuesOf(c) {
@@ -265,12 +266,12 @@ func (f *File) addCLAM(t *table, name string, at map[string][]int) error {
 	}
 	for _, side := range []Side{Train, Val, Test} {
 		c := columns[side]
-		for i, line := range t.lines {
+		for i, line := range t.Lines {
 			switch {
-			case c < 0 || line[c] == "":
+			case c < 0 || line.Cells[c] == "":
 			case !bools:
-				put(line[c], side)
-			case strings.EqualFold(line[c], "true"):
+				put(line.Cells[c], side)
+			case strings.EqualFold(line.Cells[c], "true"):
 				put(listed[i], side)
 			}
 		}
@@ -279,7 +280,7 @@ func (f *File) addCLAM(t *table, name string, at map[string][]int) error {
 	return nil
 }
 
-func (t *table) valuesOf(column int) []string {
+func (t *slideTable) valuesOf(column int) []string {
 	if column < 0 {
 		return nil
 	}
@@ -293,7 +294,7 @@ func (f *File) describe(path string) error {
 		return err
 	}
 	label := ""
-	if t.column("label") >= 0 {
+	if t.Column("label") >= 0 {
 		label = "label"
 	}
 	rows, err := t.rows(label)
@@ -315,7 +316,7 @@ func (f *File) describe(path string) error {
 		f.Rows[i] = r
 	}
 	if len(unknown) == len(f.Rows) {
-		return t.invalid(errors.New("it lists none of the slides of the splits"), "do both name slides alike?")
+		return t.Invalid(0, errors.New("it lists none of the slides of the splits"), "do both name slides alike?")
 	}
 	if unknown != nil {
 		f.Notes = append(f.Notes, fmt.Sprintf("%d slides are not in %s: %s", len(unknown), filepath.Base(path), some(unknown)))

@@ -190,13 +190,13 @@ func TestUnknownPatientsAreNotCalledClean(t *testing.T) {
 
 func TestBadSplitFilesAreRefused(t *testing.T) {
 	for what, c := range map[string]struct{ text, says string }{
-		"empty":              {"", "no rows"},
-		"heading only":       {"slide_id,fold\n", "no rows"},
+		"empty":              {"", "no lines"},
+		"heading only":       {"slide_id,fold\n", "no lines"},
 		"binary":             {"slide\x00\x01\n", "no text"},
 		"ragged":             {"slide_id,fold\na,0\nb\n", "wrong number of fields"},
 		"no fold":            {"slide_id,label\na,0\n", "--column"},
 		"no slide":           {"x,fold\na,0\nb,1\n", "slide_id"},
-		"a gap in the slide": {"slide_id,fold\na,0\n,1\n", "row 2 names no slide"},
+		"a gap in the slide": {"slide_id,fold\na,0\n,1\n", "line 3: it names no slide"},
 		"one fold":           {"slide_id,fold\na,0\nb,0\n", "these are no folds"},
 		"same column twice":  {"slide_id,fold,fold\na,0,1\n", "two columns"},
 	} {

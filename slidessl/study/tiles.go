@@ -3,7 +3,6 @@ package study
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/csv"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -17,6 +16,7 @@ import (
 	"coverslip"
 	"coverslip/encoder"
 	"coverslip/encoder/augment"
+	"coverslip/internal/table"
 	"coverslip/slidessl/slidessltest"
 	"coverslip/slidessl/view"
 )
@@ -210,25 +210,20 @@ func (t *Tiles) patients(dir string) (*TileCohort, error) {
 
 // readLabels reads a table by its first column.
 func readLabels(path string) (map[string]map[string]string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, &coverslip.Error{Kind: coverslip.NotFound, Op: "read the labels", Path: path, Err: errors.New("there is no such file"), Hint: "name the table of the patients, or leave it out"}
-	}
-	defer f.Close()
-	rows, err := csv.NewReader(f).ReadAll()
-	if err == nil && (len(rows) < 2 || len(rows[0]) < 2) {
-		err = errors.New("it has no rows of labels")
+	t, err := table.ReadFile(path)
+	if err == nil && len(t.Columns) < 2 {
+		err = t.Invalid(1, errors.New("it has no labels"), "the first column names the patient, the others are labels")
 	}
 	if err != nil {
-		return nil, &coverslip.Error{Kind: coverslip.Invalid, Op: "read the labels", Path: path, Err: err, Hint: "a CSV file whose first column names the patient"}
+		return nil, err
 	}
 	labels := map[string]map[string]string{}
-	for _, r := range rows[1:] {
+	for _, line := range t.Lines {
 		of := map[string]string{}
-		for k, name := range rows[0][1:] {
-			of[name] = r[k+1]
+		for k, name := range t.Columns[1:] {
+			of[name] = line.Cells[k+1]
 		}
-		labels[r[0]] = of
+		labels[line.Cells[0]] = of
 	}
 	return labels, nil
 }
