@@ -112,10 +112,10 @@ func trained(t *testing.T, data string, args ...string) string {
 func TestPretrainEmbedProbe(t *testing.T) {
 	data := database(t)
 	bagCohort(t, data, 24)
-	hash := trained(t, data, "--out", "first", "--epochs", "12", "--label", "kind")
+	hash := trained(t, data, "--out", "first", "--epochs", "6", "--label", "kind")
 	t.Run("EqualSettingsGiveEqualFilesOnAnyNumberOfCores", func(t *testing.T) {
 		// The name stands in the card, so compare weights through embeddings.
-		trained(t, data, "--out", "second", "--epochs", "12", "--workers", "1")
+		trained(t, data, "--out", "second", "--epochs", "6", "--workers", "1")
 		if a, b := embedded(t, data, "first"), embedded(t, data, "second"); a != b {
 			t.Error("embeddings differ")
 		}
@@ -123,19 +123,19 @@ func TestPretrainEmbedProbe(t *testing.T) {
 	t.Run("StoppedAndResumedItIsTheSame", func(t *testing.T) {
 		// Stopped by a limit on epochs would be other settings: stop by a cancelled context instead.
 		ctx, cancel := context.WithCancel(t.Context())
-		w := &cancelAfter{n: 5, cancel: cancel}
-		if code := run(ctx, []string{"--json", "pretrain", "--cohort", "some", "--encoder", "tiny", "--width", "16", "--tiles", "6", "--batch", "8", "--data", data, "--out", "stopped", "--epochs", "12"}, w, os.Stderr); code == exitDone {
+		w := &cancelAfter{n: 3, cancel: cancel}
+		if code := run(ctx, []string{"--json", "pretrain", "--cohort", "some", "--encoder", "tiny", "--width", "16", "--tiles", "6", "--batch", "8", "--data", data, "--out", "stopped", "--epochs", "6"}, w, os.Stderr); code == exitDone {
 			t.Fatal("it was not stopped")
 		}
-		trained(t, data, "--out", "stopped", "--epochs", "12", "--resume")
+		trained(t, data, "--out", "stopped", "--epochs", "6", "--resume")
 		if a, b := embedded(t, data, "first"), embedded(t, data, "stopped"); a != b {
 			t.Error("embeddings differ")
 		}
 	})
 	t.Run("AStoppedRunIsNotResumedWithOtherSettings", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		args := []string{"--json", "pretrain", "--cohort", "some", "--encoder", "tiny", "--width", "16", "--batch", "8", "--data", data, "--out", "half", "--epochs", "12"}
-		if code := run(ctx, args, &cancelAfter{n: 5, cancel: cancel}, os.Stderr); code == exitDone {
+		args := []string{"--json", "pretrain", "--cohort", "some", "--encoder", "tiny", "--width", "16", "--batch", "8", "--data", data, "--out", "half", "--epochs", "6"}
+		if code := run(ctx, args, &cancelAfter{n: 3, cancel: cancel}, os.Stderr); code == exitDone {
 			t.Fatal("it was not stopped")
 		}
 		code, _, stderr := coverslipRun(t, append(args, "--resume", "--seed", "9")...)
@@ -144,7 +144,7 @@ func TestPretrainEmbedProbe(t *testing.T) {
 		}
 	})
 	t.Run("AnotherSeedIsAnother", func(t *testing.T) {
-		if trained(t, data, "--out", "other", "--epochs", "12", "--seed", "2") == hash {
+		if trained(t, data, "--out", "other", "--epochs", "6", "--seed", "2") == hash {
 			t.Error("equal")
 		}
 	})

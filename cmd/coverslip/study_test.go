@@ -387,7 +387,7 @@ func TestAStudyOnAFleet(t *testing.T) {
 
 // A stage whose worker was killed goes on where the last checkpoint was, on another machine.
 func TestAStageIsTakenOverWhereItWas(t *testing.T) {
-	const epochs = 600
+	const epochs = 200
 	text := strings.Replace(tinyStudy, "{setting: aggregator, values: [mean, trained, untrained]}", "{setting: embed.views, values: [2, 4]}", 1)
 	text = strings.Replace(strings.Replace(text, "  embed.views: 4\n", "", 1), "epochs: 3,", fmt.Sprintf("epochs: %d,", epochs), 1)
 	text = strings.Replace(text, "seeds: 2", "seeds: 1", 1)

@@ -227,7 +227,7 @@ func TestTasks(t *testing.T) {
 	})
 	t.Run("AWorkerThatIsKilled", func(t *testing.T) {
 		var a taskAnswer
-		if err := p.call(t.Context(), "POST", "/v1/tasks/pretrain", strings.NewReader(`{"cohort": "new", "out": "again", "encoder": "tiny", "epochs": 400, "batch": 8, "width": 8}`), &a); err != nil {
+		if err := p.call(t.Context(), "POST", "/v1/tasks/pretrain", strings.NewReader(`{"cohort": "new", "out": "again", "encoder": "tiny", "epochs": 100, "batch": 8, "width": 8}`), &a); err != nil {
 			t.Fatal(err)
 		}
 		one := fmt.Sprintf("/v1/tasks/%d", a.ID)

@@ -86,16 +86,16 @@ func TestBubbleIsNoLineAndNoStroke(t *testing.T) {
 func TestBubbleOnRealTiles(t *testing.T) {
 	names := tilesOfCRC5(t)
 	looked, falsely, tried, found := 0, 0, 0, 0
-	for i := 0; i < len(names); i += 5 { // of all 2,000 none has one either
+	for i := 0; i < len(names); i += 20 { // of all 2,000 none has one either
 		name := names[i]
 		rgb, w, h := load(t, name)
 		if Quality(rgb, w, h, 0.5).Bubble > 0 {
 			falsely++
 		}
 		looked++
-		if i%20 == 0 {
+		if i%60 == 0 {
 			tried++
-			draw(rgb, w, h, 0.5, 50+float64(i%7), 60, 25+float64(i%30))
+			draw(rgb, w, h, 0.5, 50+float64(i/20%7), 60, 25+float64(i/20%30))
 			if Quality(rgb, w, h, 0.5).Bubble > 0.1 {
 				found++
 			}
