@@ -6,6 +6,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"sync"
 
 	"coverslip"
 	"coverslip/internal/nn"
@@ -134,6 +135,8 @@ type Network struct {
 	mean, scale       *nn.Param // of the encoder's features, fixed
 	outMean, outScale *nn.Param // of what it gives for whole slides, fixed: see standardise
 	stem              *nn.Dense // nil without one
+	stemOnce          sync.Once
+	stemTakes         []int // see chosen
 	sparse            *sparse.Network
 	blocks            []mlpBlock
 	prototypes        *nn.Dense
@@ -225,23 +228,24 @@ func (n *Network) Params() []*nn.Param {
 
 // Forward puts the network into a graph: [bags,Dim].
 func (n *Network) Forward(g *nn.Graph, b view.Batch) *nn.Node {
+	chosen := n.chosen()
+	if chosen != nil && b.Dim == n.Architecture.Input { // else these are they
+		b.X, b.Dim = columns(b.X, b.Dim, chosen), len(chosen)
+	}
 	x, bags := b.X, b.Bags
 	var sites []nn.Site
 	if slices.Contains([]string{"sparse", "local", "prototypes"}, n.Architecture.Kind) {
 		x, sites = sparse.Merge(b)
 		bags = nn.BagsOf(sites, len(b.Bags)-1)
 	}
-	h := n.standardised(g, x)
-	if n.stem != nil {
-		h = n.stem.Apply(h)
-	}
+	h := n.enter(g, x, chosen)
 	if n.sparse != nil {
 		h, bags = n.sparse.Forward(h, sites, len(b.Bags)-1)
 		return n.read(h, bags)
 	}
 	switch n.Architecture.Kind {
 	case "prototypes":
-		return n.read(nn.Beside(n.beside(nn.Columns(h, 0, n.Architecture.Width-n.Architecture.around()), sites), n.likeness(h, bags, b.Means)), bags)
+		return n.read(nn.Beside(n.beside(nn.Columns(h, 0, n.Architecture.Width-n.Architecture.around()), sites), n.likeness(h, bags, b.Means, chosen)), bags)
 	case "local":
 		h = n.beside(h, sites)
 	}
@@ -263,18 +267,79 @@ func (n *Network) beside(h *nn.Node, sites []nn.Site) *nn.Node {
 	return nn.Beside(h, sparse.Around(nn.Columns(h, 0, n.Architecture.around()), sites))
 }
 
-// standardised takes the mean off the features and divides them by what the scale says.
-func (n *Network) standardised(g *nn.Graph, x []float32) *nn.Node {
-	d := n.Architecture.Input
+// chosen are the features that the stem takes as they are, in its order, where they are fewer than there are, it does
+// nothing else and is not learned: then the others need not be looked at, and the result has the same bits. It is nil
+// otherwise.
+func (n *Network) chosen() []int {
+	if n.stem == nil || !n.stem.W.Fixed {
+		return nil
+	}
+	n.stemOnce.Do(func() { n.stemTakes = n.taken() })
+	return n.stemTakes
+}
+
+func (n *Network) taken() []int {
+	to := n.Architecture.stem()
+	if to >= n.Architecture.Input {
+		return nil
+	}
+	chosen := make([]int, to)
+	found := 0
+	for i, w := range n.stem.W.Value {
+		if w == 0 {
+			continue
+		}
+		if w != 1 || chosen[i%to] != 0 {
+			return nil
+		}
+		chosen[i%to] = i/to + 1
+		found++
+	}
+	if found < to || slices.ContainsFunc(n.stem.B.Value, func(v float32) bool { return v != 0 }) {
+		return nil
+	}
+	for j := range chosen {
+		chosen[j]--
+	}
+	return chosen
+}
+
+// columns are some of the columns of x [n,d], in the given order.
+func columns(x []float32, d int, chosen []int) []float32 {
+	n, to := len(x)/d, len(chosen)
+	out := make([]float32, n*to)
+	nn.ParallelRows(n, to, func(from, end int) {
+		for i := from; i < end; i++ {
+			row, dst := x[i*d:(i+1)*d], out[i*to:(i+1)*to]
+			for j, k := range chosen {
+				dst[j] = row[k]
+			}
+		}
+	})
+	return out
+}
+
+// enter takes features into the network: less their mean, divided by what the scale says, through the stem. They are
+// the chosen ones, if any were.
+func (n *Network) enter(g *nn.Graph, x []float32, chosen []int) *nn.Node {
+	mean, scale := n.mean.Value, n.scale.Value
+	if chosen != nil {
+		mean, scale = columns(mean, len(mean), chosen), columns(scale, len(scale), chosen)
+	}
+	d := len(mean)
 	out := make([]float32, len(x))
 	nn.ParallelRows(len(x)/d, 2*d, func(from, to int) {
 		for i := from; i < to; i++ {
 			for k, v := range x[i*d : (i+1)*d] {
-				out[i*d+k] = (v - n.mean.Value[k]) * n.scale.Value[k]
+				out[i*d+k] = (v - mean[k]) * scale[k]
 			}
 		}
 	})
-	return g.Constant(len(x)/d, d, out)
+	h := g.Constant(len(x)/d, d, out)
+	if n.stem == nil || chosen != nil {
+		return h
+	}
+	return n.stem.Apply(h)
 }
 
 func (n *Network) read(h *nn.Node, bags nn.Segments) *nn.Node {
@@ -340,6 +405,7 @@ func (n *Network) Fit(sample []float32, slides nn.Segments, rng *rand.Rand) {
 	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(variance[b], variance[a]) })
 	clear(n.stem.W.Value)
 	clear(n.stem.B.Value)
+	n.stemOnce = sync.Once{}
 	to := n.Architecture.stem()
 	order = order[:min(to, d)]
 	for j, k := range order {

@@ -19,12 +19,15 @@ const sharpness = 8
 
 // likeness is how much like each prototype tiles are, [n,P]: √P times a softmax, so that it counts as much as features
 // do. h are tiles [n,·]; means are of the whole slides, as in view.Batch.
-func (n *Network) likeness(h *nn.Node, bags nn.Segments, means []float32) *nn.Node {
+func (n *Network) likeness(h *nn.Node, bags nn.Segments, means []float32, chosen []int) *nn.Node {
 	var centre *nn.Node
-	if means == nil {
+	switch {
+	case means == nil:
 		centre = nn.SegmentMean(h, bags)
-	} else {
-		centre = n.stem.Apply(n.standardised(h.Graph(), means))
+	case chosen != nil:
+		centre = n.enter(h.Graph(), columns(means, n.Architecture.Input, chosen), chosen)
+	default:
+		centre = n.enter(h.Graph(), means, nil)
 	}
 	of := make([]int32, 0, h.Rows)
 	for b := range len(bags) - 1 {

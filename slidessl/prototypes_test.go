@@ -3,6 +3,8 @@ package slidessl
 import (
 	"math"
 	"math/rand/v2"
+	"slices"
+	"sync"
 	"testing"
 
 	"coverslip/internal/nn"
@@ -134,6 +136,62 @@ func TestPiecesOfALargeSlideShareItsMean(t *testing.T) {
 	for k := 2; k < len(want); k++ {
 		if math.Abs(got[k]-float64(want[k])) > 1e-3 {
 			t.Errorf("likeness %d is %g in pieces, %g in one", k, got[k], want[k])
+		}
+	}
+}
+
+// TestAStemThatChoosesIsNotMultipliedBy compares the short way through a stem that takes features as they are with the
+// product, bit for bit; and a stem that does anything else goes the long way.
+func TestAStemThatChoosesIsNotMultipliedBy(t *testing.T) {
+	rng := rand.New(rand.NewPCG(7, 8))
+	const input, tiles = 20, 30
+	x := make([]float32, 4*tiles*input)
+	for i := range x {
+		x[i] = float32(rng.NormFloat64() * float64(i%input+1))
+	}
+	slides := nn.Segments{0, tiles, 2 * tiles, 3 * tiles, 4 * tiles}
+	at := places(4 * tiles)
+	at[1] = at[0] // two tiles of one place
+	run := func(n *Network, means []float32) ([]float32, []float32) {
+		n.prototypes.W.Grad = nil
+		g := nn.NewGraph(nn.NewMemory(), true)
+		defer g.Close()
+		h := n.Forward(g, view.Batch{X: x, Dim: input, At: at, Bags: slides, Means: means})
+		if _, err := g.Backward(nn.Mean(nn.Mul(h, h))); err != nil {
+			t.Fatal(err)
+		}
+		return append([]float32(nil), h.Value()...), append([]float32(nil), n.prototypes.W.Grad...)
+	}
+	means := make([]float32, 4*input)
+	for i := range means {
+		means[i] = float32(i % 3)
+	}
+	for _, means := range [][]float32{nil, means} {
+		n := NewNetwork(Architecture{Kind: "prototypes", Input: input, Width: 8, Prototypes: 3, Readout: "mean+sd"}, rng)
+		n.Fit(x, slides, rng)
+		if len(n.chosen()) != 16 {
+			t.Fatalf("%v is chosen", n.chosen())
+		}
+		short, shortGrad := run(n, means)
+		n.stemTakes = nil
+		long, longGrad := run(n, means)
+		if !slices.Equal(short, long) || !slices.Equal(shortGrad, longGrad) {
+			t.Error("the short way gives other bits")
+		}
+	}
+	for what, change := range map[string]func(n *Network){
+		"a weight of two":          func(n *Network) { n.stem.W.Value[n.chosen()[0]*16] = 2 },
+		"a sum of two features":    func(n *Network) { n.stem.W.Value[(n.chosen()[0]+1)%input*16] = 1 },
+		"a bias":                   func(n *Network) { n.stem.B.Value[3] = 1 },
+		"a column of nothing":      func(n *Network) { n.stem.W.Value[n.chosen()[0]*16] = 0 },
+		"weights that are learned": func(n *Network) { n.stem.W.Fixed = false },
+	} {
+		n := NewNetwork(Architecture{Kind: "prototypes", Input: input, Width: 8, Prototypes: 3, Readout: "mean"}, rng)
+		n.Fit(x, slides, rng)
+		change(n)
+		n.stemOnce = sync.Once{}
+		if n.chosen() != nil {
+			t.Errorf("%s: %v is chosen", what, n.chosen())
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strconv"
 	"time"
 
@@ -309,7 +310,7 @@ func (t *training) draw(number int) step {
 	epoch, at := number/t.perEpoch(), number%t.perEpoch()
 	order := t.random(streamOrder, epoch).Perm(len(t.slides))[at*t.Batch : (at+1)*t.Batch]
 	rng := t.random(streamViews, number)
-	s := step{number: number, batch: view.Batch{Dim: t.src.Dim(), Bags: nn.Segments{0}}}
+	s := step{number: number, batch: view.Batch{Bags: nn.Segments{0}}}
 	for _, i := range order {
 		s.slides = append(s.slides, t.slides[i])
 	}
@@ -344,11 +345,21 @@ func (t *training) draw(number int) step {
 			s.batch.Bags = append(s.batch.Bags, len(s.batch.At))
 		}
 	}
-	d := t.src.Dim()
-	s.batch.X = make([]float32, len(s.batch.At)*d)
-	for i, r := range reads {
-		if s.err = t.src.Read(s.batch.X[s.batch.Bags[i]*d:s.batch.Bags[i+1]*d], r.slide, r.stored, r.tiles); s.err != nil {
+	chosen, d := t.net.chosen(), t.src.Dim()
+	if s.batch.Dim = d; chosen != nil {
+		s.batch.Dim = len(chosen) // the others would only take room
+	}
+	s.batch.X = make([]float32, 0, len(s.batch.At)*s.batch.Dim)
+	var rows []float32
+	for _, r := range reads {
+		rows = slices.Grow(rows[:0], len(r.tiles)*d)[:len(r.tiles)*d]
+		if s.err = t.src.Read(rows, r.slide, r.stored, r.tiles); s.err != nil {
 			return s
+		}
+		if chosen != nil {
+			s.batch.X = append(s.batch.X, columns(rows, d, chosen)...)
+		} else {
+			s.batch.X = append(s.batch.X, rows...)
 		}
 	}
 	return s
