@@ -91,7 +91,7 @@ func TestADroppedFileGoesOnInABrowser(t *testing.T) {
 			return -1
 		}
 		return 5 << 20
-	}, func() {})
+	}, func(*badLine) {})
 	// What is sent is written down; the file comes from an input of the test's own and is dropped from there.
 	open := func() {
 		t.Helper()

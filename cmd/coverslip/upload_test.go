@@ -23,11 +23,11 @@ type badLine struct {
 	url string
 	mu  sync.Mutex
 	to  string
-	cut func() int64 // bytes after which the next connection ends; below 0 never
-	saw func()       // called after each cut
+	cut func() int64     // bytes after which the next connection ends; below 0 never
+	saw func(l *badLine) // called after each cut
 }
 
-func newBadLine(t *testing.T, to string, cut func() int64, saw func()) *badLine {
+func newBadLine(t *testing.T, to string, cut func() int64, saw func(l *badLine)) *badLine {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -68,7 +68,7 @@ func (l *badLine) pass(client *net.TCPConn) {
 	}
 	if sent, _ := io.CopyN(server, client, n); sent == n {
 		_ = client.SetLinger(0)
-		l.saw()
+		l.saw(l)
 	}
 }
 
@@ -96,13 +96,12 @@ func TestFault14UploadOverABadLine(t *testing.T) {
 	p := up(t, data)
 	random := rand.New(rand.NewSource(14))
 	cuts := 0
-	var line *badLine
-	line = newBadLine(t, p.url, func() int64 {
+	line := newBadLine(t, p.url, func() int64 {
 		if cuts >= 6 {
 			return -1
 		}
 		return 1000 + random.Int63n(12<<20)
-	}, func() {
+	}, func(line *badLine) {
 		line.mu.Lock()
 		defer line.mu.Unlock()
 		if cuts++; cuts == 3 {
